@@ -1,0 +1,175 @@
+"""What makes fastai 1.0.61 of 2020 run on today's versions; the only file that knows about versions.
+
+Nothing here changes another library: each piece is a class or function of its own that the rest of hcd uses.
+"""
+import gc
+import pickle
+import warnings
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torchvision
+
+with warnings.catch_warnings():
+    # setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own source.
+    warnings.simplefilter("ignore")
+    import fastai.vision  # noqa: F401  the first import of the whole package, inside the filter
+import fastai.basic_data
+import fastai.basic_train
+
+from .files import whole_write
+
+# torch >= 2.6 loads with weights_only=True and turns down the numpy scalars that fastai's schedules leave in the optimiser
+# state ("Unsupported global: numpy.core.multiarray.scalar"). These types hold plain numbers; loading them runs no code.
+OPTIMISER_TYPES = [np.float64(0).__reduce__()[0], np.dtype, *{type(np.dtype(kind)) for kind in "fdlq?"}]
+
+
+def load_tensors(file, device="cpu"):
+    """Load a file of tensors and plain numbers; code in it is never run.
+
+    Args:
+        file: path, or file opened for reading, of a `torch.save`.
+        device: where its tensors go.
+    Raises:
+        FileNotFoundError: no such file. ValueError: damaged, or holds more than tensors and numbers.
+    """
+    try:
+        with torch.serialization.safe_globals(OPTIMISER_TYPES):
+            return torch.load(file, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} does not exist; save the model first or name another file") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ValueError(f"{getattr(file, 'name', file)} cannot be loaded as plain weights ({reason}); it is damaged or holds "
+                         "code, use a file that Learner.save wrote") from error
+
+
+class Learner(fastai.basic_train.Learner):
+    """fastai's Learner, saving whole files and loading them under torch >= 2.6's weights_only=True.
+
+    CHANGED C2: fastai's `load` swallows a failed restore of the optimiser state; this one raises.
+    """
+
+    def save(self, file=None, return_path=False, with_opt=True):
+        """Save model and optimiser state as fastai's `Learner.save` does; an interrupted save leaves the older file."""
+        if not isinstance(file, (str, bytes)) and hasattr(file, "write"):
+            return super().save(file, return_path, with_opt)
+        self._test_writeable_path()
+        target = self.path / self.model_dir / f"{file}.pth"
+        with whole_write(target) as opened:
+            super().save(opened, with_opt=with_opt)
+        return target if return_path else None
+
+    def load(self, file=None, device=None, strict=True, with_opt=None, purge=False, remove_module=False):
+        """Load what `save` wrote; see fastai's `Learner.load`. `lr_find` calls it to undo its own steps.
+
+        Raises:
+            ValueError: damaged file, weights of another model, or an optimiser state for other layers.
+        """
+        if purge or remove_module:
+            raise ValueError("purge and remove_module are not supported by hcd's Learner.load; leave them False")
+        source = file if hasattr(file, "read") else self.path / self.model_dir / f"{file}.pth"
+        state = load_tensors(source, self.data.device if device is None else device)
+        has_opt = set(state) == {"model", "opt"}
+        if with_opt and not has_opt:
+            raise ValueError(f"{source} holds no optimiser state; load it with with_opt=False")
+        try:
+            self.model.load_state_dict(state["model"] if has_opt else state, strict=strict)
+        except RuntimeError as error:
+            raise ValueError(f"{source} holds the weights of another model than this {type(self.model[0]).__name__} "
+                             f"({str(error).splitlines()[1].strip()[:160]}); build the learner with the same arch") from error
+        if has_opt and with_opt is not False:
+            if not hasattr(self, "opt"):
+                self.create_opt(fastai.basic_train.defaults.lr, self.wd)
+            try:
+                self.opt.load_state_dict(state["opt"])
+            except ValueError as error:
+                raise ValueError(f"{source} holds the optimiser state of other trainable layers ({error}); freeze or unfreeze as "
+                                 "when it was saved, or load it with with_opt=False") from error
+        del state
+        gc.collect()
+        return self
+
+
+def load_trusted_export(path):
+    """Rebuild a learner from fastai's `Learner.export`, as fastai's `load_learner`, which torch >= 2.6 breaks.
+
+    A full unpickle RUNS CODE in the file. Only `export.load_export` calls this, and only when told to trust the file.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=False)
+    model, source = state.pop("model"), fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data"))
+    callbacks, kind = state.pop("cb_state"), state.pop("cls")
+    learner = kind(source.databunch(device="cpu", num_workers=0, pin_memory=False), model, **state)
+    learner.callback_fns = state["callback_fns"]
+    learner.callbacks = [fastai.basic_train.load_callback(kind, kept, learner) for kind, kept in callbacks.items()]
+    return learner
+
+
+class DataLoader(torch.utils.data.DataLoader):
+    """torch's DataLoader with all of today's keywords.
+
+    Importing fastai replaces torch's `DataLoader.__init__` by one without generator, persistent_workers and
+    prefetch_factor (TypeError: unexpected keyword argument).
+    """
+
+    def __init__(self, dataset, **kwargs):
+        self.init_kwargs = kwargs  # fastai's DeviceDataLoader.new builds copies from these
+        fastai.basic_data.old_dl_init(self, dataset, **kwargs)
+
+
+def find_arch(arch):
+    """Return the model builder for a torchvision model's name, or `arch` itself when it is a callable.
+
+    Raises:
+        ValueError: torchvision has no such classification model.
+    """
+    if callable(arch):
+        return arch
+    names = torchvision.models.list_models(torchvision.models)
+    if arch not in names:
+        close = get_close_matches(arch, names, 3, 0.4) or ["densenet169"]
+        raise ValueError(f"arch={arch!r} is no model of torchvision {torchvision.__version__}; did you mean {', '.join(close)}?")
+    return getattr(torchvision.models, arch)
+
+
+def with_pretrained_flag(arch):
+    """Return `arch` as fastai calls it, `arch(pretrained: bool)`.
+
+    torchvision >= 0.13 takes weights= instead and warns; >= 0.15 no longer takes `pretrained` by position for all models.
+    The weights are IMAGENET1K_V1, those that the walkthrough downloaded.
+    """
+    weights = _imagenet_weights(arch)
+    if weights is None:
+        return arch
+    return lambda pretrained: arch(weights=weights if pretrained else None)
+
+
+def require_weights(arch):
+    """Require the ImageNet weights of a torchvision model, in torch's cache or to be downloaded now.
+
+    Args:
+        arch: model builder, see `find_arch`; one that is not torchvision's brings its own weights and passes.
+    Raises:
+        FileNotFoundError: not there and not to be had. ValueError: damaged.
+    """
+    weights = _imagenet_weights(arch)
+    if weights is None:
+        return
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(weights.url, str(file), file.stem.rsplit("-", 1)[1])
+        except (URLError, OSError, RuntimeError) as error:
+            raise FileNotFoundError(f"no pretrained weights for {arch.__name__}: {file} is missing and cannot be downloaded "
+                                    f"({error}); put the file there or use pretrained=False") from error
+    load_tensors(file)  # torchvision itself would unpickle the file in full
+
+
+def _imagenet_weights(arch):
+    names = torchvision.models.list_models(torchvision.models)
+    known = getattr(arch, "__name__", None) in names and getattr(torchvision.models, arch.__name__) is arch
+    return torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"] if known else None

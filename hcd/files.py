@@ -1,0 +1,116 @@
+"""Whole writes: a file is there in full or not at all."""
+import json
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_write(path, mode="wb", **options):
+    """Open a temporary file beside `path` for writing; rename it to `path` once it is complete and on disk.
+
+    Args:
+        path: the file to write; an older one stays untouched until the new one is complete.
+        mode, options: as for `open`.
+    Yields:
+        the open file.
+    Raises:
+        OSError: the file cannot be written (no permission, full disk); nothing that existed is lost.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def new_run_folder(parent, name="run"):
+    """Make a folder of its own for one run, named by local date and time; never an existing one.
+
+    Returns:
+        Path of the new empty folder `parent/<date>-<time>-<name>`.
+    Raises:
+        OSError: the parent cannot be written.
+    """
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    for attempt in range(1000):
+        folder = Path(parent) / (f"{stem}-{attempt}" if attempt else stem)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not Path(parent).is_dir():
+                raise NotADirectoryError(f"{parent} is a file; name a folder to write the run into") from None
+            continue
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        return folder
+    raise FileExistsError(f"{parent} holds 1000 runs of this very second; name another output folder")
+
+
+def prepare_output(folder="", parent="outputs"):
+    """Make the folder that one run writes into.
+
+    Args:
+        folder: where to; "" makes a new one under `parent`. parent: used beside or above the working folder, whichever is there.
+    Returns:
+        Path of a writable folder that holds no earlier run.
+    Raises:
+        FileExistsError: an earlier run's results lie there. OSError: it cannot be written.
+    """
+    if not folder:
+        return new_run_folder(Path("..", parent) if Path("..", parent).is_dir() else Path(parent))
+    folder = writable_folder(folder)
+    for name in ("metrics.json", "models", "model"):
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder} holds an earlier run ({name}), which is never written over; name another folder")
+    return folder
+
+
+def writable_folder(path):
+    """Make `path` a folder that can be written, whatever it holds.
+
+    Raises:
+        NotADirectoryError: it is a file. OSError: it cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".writable").touch()
+        (path / ".writable").unlink()
+    except FileExistsError:
+        raise NotADirectoryError(f"{path} is a file; name a folder to write into") from None
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def empty_folder(path):
+    """Make `path` an empty folder that can be written.
+
+    Raises:
+        FileExistsError: it holds something. OSError: it cannot be written.
+    """
+    path = writable_folder(path)
+    if any(path.iterdir()):
+        raise FileExistsError(f"{path} is not empty; name an empty folder or one that does not exist yet")
+    return path
+
+
+def write_json(path, content):
+    """Write a JSON file, whole; NaN and infinity are no JSON and raise ValueError."""
+    with whole_write(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+
+
+def _unwritable(path, error):
+    reason = error.strerror or str(error)
+    return type(error)(error.errno, f"{path} cannot be written ({reason}) and nothing was changed; free space or name "
+                       "another place")

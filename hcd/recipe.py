@@ -1,0 +1,120 @@
+"""Every number of the walkthrough in one frozen record."""
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+
+
+def _require(ok, text):
+    if not ok:
+        raise ValueError(text)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hold the walkthrough's values; change one with `dataclasses.replace` or a keyword.
+
+    Pixels count from the patch's own edge, angles are degrees, brightness and contrast are percent, learning rates and
+    weight decays are fastai's. `arch` is a name in `torchvision.models` or a callable `arch(pretrained=...)`.
+    `rng_seed=None` leaves every generator as it is, as the walkthrough does.
+
+    Raises:
+        ValueError: a value outside its range; TypeError: a value of the wrong type.
+
+    Source: In 4, In 10, In 11, In 14 (mean, std), In 16 to 19, In 25, In 39.
+    """
+
+    original_size: int = 96
+    crop_size: int = 90
+    max_rotation: int = 3
+    max_shift: int = 2
+    max_brightness: int = 7
+    max_contrast: int = 5
+    quarter_turns: bool = True
+    flips: bool = True
+    valid_fraction: float = 0.1
+    batch_size: int = 128
+    arch: object = "densenet169"
+    pretrained: bool = True
+    head_dropout: float = 0.5
+    mean: tuple = (0.702447, 0.546243, 0.696453)
+    std: tuple = (0.238893, 0.282094, 0.216251)
+    sweep_weight_decays: tuple = (1e-6, 1e-4, 1e-2)
+    sweep_iterations: int = 600
+    weight_decay: float = 1e-4
+    head_epochs: int = 8
+    head_max_lr: float = 2e-2
+    finetune_epochs: int = 12
+    finetune_max_lr: tuple = (4e-5, 4e-4)
+    tta_passes: int = 12
+    rng_seed: int = None
+
+    def __post_init__(self):
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), list):  # as JSON and notebook parameters write a tuple
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+            self._check_type(field.name, getattr(self, field.name), field.default)
+        self._check_geometry()
+        self._check_training()
+
+    @classmethod
+    def sample(cls, **changes):
+        """Return the recipe of the embedded synthetic sample: small, from scratch, minutes on a CPU."""
+        small = dict(arch="resnet18", pretrained=False, batch_size=32, sweep_iterations=30, head_epochs=3,
+                     finetune_epochs=3, tta_passes=4, rng_seed=0, valid_fraction=0.25)
+        return cls(**{**small, **changes})
+
+    def plain(self):
+        """Return the same recipe with every augmentation off: the reader then returns the centre crop alone."""
+        return replace(self, max_rotation=0, max_shift=0, max_brightness=0, max_contrast=0, quarter_turns=False,
+                       flips=False)
+
+    @property
+    def margin(self):
+        """Pixels between the patch's edge and the centre crop, before rotation and shift."""
+        return (self.original_size - self.crop_size) // 2
+
+    @staticmethod
+    def _check_type(name, value, default):
+        """Turn down a value of another type than the walkthrough's."""
+        if name in ("arch", "rng_seed"):
+            good = (isinstance(value, str) or callable(value)) if name == "arch" else (
+                value is None or (isinstance(value, int) and not isinstance(value, bool)))
+            wanted = "a torchvision model's name or a callable" if name == "arch" else "None or an integer"
+        elif isinstance(default, tuple):
+            good = isinstance(value, tuple) and all(_is_number(v) for v in value)
+            wanted = "a tuple of numbers"
+        elif isinstance(default, float):
+            good, wanted = _is_number(value), "a finite number"
+        else:
+            good, wanted = type(value) is type(default), {bool: "True or False", int: "an integer"}[type(default)]
+        if not good:
+            raise TypeError(f"{name}={value!r} is not {wanted}; give it as {default!r} is given")
+
+    def _check_geometry(self):
+        size, crop = self.original_size, self.crop_size
+        _require(size > 0, f"original_size={size} px is no patch; give a positive size, 96 for this data set")
+        _require(0 < crop <= size, f"crop_size={crop} px does not fit a patch of {size} px; give 1 to {size}")
+        _require(0 <= self.max_shift <= self.margin, f"max_shift={self.max_shift} px leaves the patch: "
+                 f"crop_size={crop} allows 0 to {self.margin}; lower one")
+        for name, most in (("max_rotation", 180), ("max_brightness", 100), ("max_contrast", 100)):
+            value = getattr(self, name)
+            _require(0 <= value <= most, f"{name}={value} is out of range; give 0 (off) to {most}")
+
+    def _check_training(self):
+        for name in ("batch_size", "sweep_iterations", "head_epochs", "finetune_epochs", "tta_passes"):
+            least = 2 if name in ("batch_size", "sweep_iterations") else 1  # batch norm and a curve need two
+            _require(getattr(self, name) >= least, f"{name}={getattr(self, name)} is too small; give {least} or more")
+        _require(0 < self.valid_fraction < 1, f"valid_fraction={self.valid_fraction} is no share; give one between 0 and 1")
+        _require(0 <= self.head_dropout < 1, f"head_dropout={self.head_dropout} is no dropout probability; give 0 to below 1")
+        for name in ("mean", "std"):
+            _require(len(getattr(self, name)) == 3, f"{name}={getattr(self, name)} needs one number each for R, G and B")
+        _require(min(self.std) > 0, f"std={self.std} must be above 0 in every channel; compute it with channel_statistics")
+        _require(len(self.sweep_weight_decays) > 0, "sweep_weight_decays=() leaves nothing to sweep; name at least one")
+        _require(min(*self.sweep_weight_decays, self.weight_decay, 0) >= 0, "a weight decay below 0 would make weights grow; "
+                 f"weight_decay={self.weight_decay}, sweep_weight_decays={self.sweep_weight_decays}")
+        _require(self.head_max_lr > 0, f"head_max_lr={self.head_max_lr} does not learn; give a learning rate above 0")
+        _require(len(self.finetune_max_lr) == 2 and 0 < self.finetune_max_lr[0] <= self.finetune_max_lr[1],
+                 f"finetune_max_lr={self.finetune_max_lr} must be (lowest, highest) with 0 < lowest <= highest")
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

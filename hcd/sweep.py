@@ -1,0 +1,34 @@
+"""One learning-rate range test per weight decay."""
+from dataclasses import dataclass
+
+from .learner import get_learner
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One range test: `lrs` and the smoothed training `losses` of its iterations, two lists of float, at one weight decay."""
+
+    weight_decay: float
+    lrs: list
+    losses: list
+
+
+def sweep_weight_decay(data, recipe, path="."):
+    """Run `lr_find` once for each weight decay of the recipe, each time on a fresh learner.
+
+    Args:
+        data: see `make_databunch`.
+        recipe: `sweep_weight_decays` and `sweep_iterations`, and what `get_learner` needs.
+        path: folder for lr_find's temporary models/tmp.pth.
+    Returns:
+        list of Curve, in the order of `sweep_weight_decays`; shorter than sweep_iterations where the loss diverged.
+
+    Source: In 17.
+    """
+    curves = []
+    for weight_decay in recipe.sweep_weight_decays:
+        learner = get_learner(data, recipe, path)
+        learner.lr_find(wd=weight_decay, num_it=recipe.sweep_iterations)
+        recorder = learner.recorder
+        curves.append(Curve(weight_decay, [float(lr) for lr in recorder.lrs], [float(loss) for loss in recorder.losses]))
+    return curves

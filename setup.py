@@ -1,0 +1,39 @@
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = next(line.split('"')[1] for line in (HERE / "hcd/__init__.py").read_text().splitlines() if line.startswith("__version__"))
+
+setup(
+    name="hcd",
+    version=VERSION,
+    description="A faithful fastai v1 reproduction of a histopathologic cancer detection walkthrough, on today's torch",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10,<3.14",
+    # the notebook travels as package data, so that `hcd run` finds the same file wherever hcd is installed
+    packages=["hcd", "hcd.notebooks"],
+    package_dir={"hcd.notebooks": "notebooks"},
+    package_data={"hcd.notebooks": ["*.ipynb"]},
+    entry_points={"console_scripts": ["hcd=hcd.cli:main"]},
+    install_requires=[
+        "fastai==1.0.61",
+        "fastprogress>=1.0,<1.1",  # 1.1 pulls in a web framework
+        "setuptools<82",  # fastai imports pkg_resources, which 82 removed
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "opencv-python>=4.10,<5",  # 5 changed warpAffine
+        "pandas>=2.1",
+        "scikit-learn>=1.3",
+        "matplotlib>=3.8",
+        "tqdm>=4.65",
+        "safetensors>=0.4.3",
+        "papermill>=2.5",
+        "nbconvert>=7.8",
+        "ipykernel>=6.25",
+    ],
+    extras_require={"test": ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6"]},
+)
