@@ -8,9 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import papermill
+from nbclient.exceptions import DeadKernelError
 
+from .dataset import open_dataset
 from .export import load_bundle, predict_image
 from .files import new_run_folder, prepare_output, whole_write
+from .learner import check_machine
 from .recipe import Recipe
 from .runner import InputError, run_notebook
 
@@ -21,7 +24,7 @@ def main(arguments=None):
     try:
         return options.command(options)
     except (InputError, ValueError, TypeError, OSError) as error:
-        print(f"hcd: {error}", file=sys.stderr)
+        print(f"hcd: {' '.join(str(error).split())}", file=sys.stderr)  # one line, whatever a library wrote
         return 2
     except KeyboardInterrupt:
         print("hcd: stopped; what was finished stays where it is", file=sys.stderr)
@@ -31,7 +34,12 @@ def main(arguments=None):
 def run(options):
     """Execute the walkthrough and print the closing table."""
     changes = {field.name: getattr(options, field.name) for field in fields(Recipe) if getattr(options, field.name) is not None}
-    Recipe(**changes) if options.data else Recipe.sample(**changes)  # a wrong value stops here, before a kernel starts
+    if options.workers is not None and options.workers < 0:
+        raise ValueError(f"--workers {options.workers} is no count; give 0 or more")
+    # the notebook checks the same; here a wrong value is found before a kernel starts or a folder is made
+    check_machine(Recipe(**changes) if options.data else Recipe.sample(**changes), options.device)
+    if options.data:
+        open_dataset(options.data)
     output = prepare_output(options.output).resolve() if options.output else new_run_folder("outputs").resolve()
     parameters = {"data_folder": str(Path(options.data).resolve()) if options.data else "", "recipe_changes": changes,
                   "num_workers": options.workers, "device": options.device, "remove_outliers": options.remove_outliers,
@@ -46,6 +54,10 @@ def run(options):
     except papermill.PapermillExecutionError as error:
         print(f"hcd: {error.source.splitlines()[0][2:]} failed with {error.ename}: {error.evalue}; its traceback is in "
               f"{output / 'walkthrough.ipynb'}", file=sys.stderr)
+        return 1
+    except DeadKernelError:
+        print("hcd: the notebook's process was killed, most often for want of memory; give less --batch-size or --workers",
+              file=sys.stderr)
         return 1
     _print_table(json.loads((output / "metrics.json").read_text()), output)
     return 0

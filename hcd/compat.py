@@ -3,7 +3,7 @@
 Nothing here changes another library: each piece is a class or function of its own that the rest of hcd uses.
 """
 import gc
-import pickle
+import io
 import warnings
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,38 +13,45 @@ import numpy as np
 import torch
 import torchvision
 
-with warnings.catch_warnings():
-    # setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own source.
-    warnings.simplefilter("ignore")
-    import fastai.vision  # noqa: F401  the first import of the whole package, inside the filter
-import fastai.basic_data
-import fastai.basic_train
+from .files import whole_write, writable_folder
 
-from .files import whole_write
+# setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own source. catch_warnings would
+# also take back the filters that fastai and the libraries below it set for themselves on import.
+QUIET = ("ignore", None, Warning, None, 0)
+warnings.filters.insert(0, QUIET)
+try:
+    import fastai.basic_data
+    import fastai.basic_train
+    import fastai.vision
+finally:
+    warnings.filters.remove(QUIET)
 
 # torch >= 2.6 loads with weights_only=True and turns down the numpy scalars that fastai's schedules leave in the optimiser
 # state ("Unsupported global: numpy.core.multiarray.scalar"). These types hold plain numbers; loading them runs no code.
 OPTIMISER_TYPES = [np.float64(0).__reduce__()[0], np.dtype, *{type(np.dtype(kind)) for kind in "fdlq?"}]
 
 
-def load_tensors(file, device="cpu"):
-    """Load a file of tensors and plain numbers; code in it is never run.
+def load_tensors(file):
+    """Load a file of tensors and plain numbers, onto the CPU; code in it is never run.
 
     Args:
         file: path, or file opened for reading, of a `torch.save`.
-        device: where its tensors go.
     Raises:
         FileNotFoundError: no such file. ValueError: damaged, or holds more than tensors and numbers.
     """
     try:
-        with torch.serialization.safe_globals(OPTIMISER_TYPES):
-            return torch.load(file, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} does not exist; save the model first or name another file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f"{getattr(file, 'name', file)} cannot be loaded as plain weights ({reason}); it is damaged or holds "
-                         "code, use a file that Learner.save wrote") from error
+        with torch.serialization.safe_globals(OPTIMISER_TYPES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickle protocols, where a damaged file is about to be refused
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileNotFoundError(f"{file} does not exist or is no file; save the model first or name another file") from None
+    except Exception as error:  # torch's unpickler lets a dozen kinds out of damaged bytes, from IndexError to struct.error
+        reason = str(error)
+        for torch_advice in ("trusted source.", "WeightsUnpickler error:"):
+            reason = reason.split(torch_advice)[-1]
+        reason = " ".join(reason.split())[:100] or type(error).__name__
+        raise ValueError(f"{file} cannot be loaded as plain weights ({reason}); it is damaged or holds code, use a file that "
+                         "Learner.save wrote") from error
 
 
 class Learner(fastai.basic_train.Learner):
@@ -57,36 +64,45 @@ class Learner(fastai.basic_train.Learner):
         """Save model and optimiser state as fastai's `Learner.save` does; an interrupted save leaves the older file."""
         if not isinstance(file, (str, bytes)) and hasattr(file, "write"):
             return super().save(file, return_path, with_opt)
-        self._test_writeable_path()
         target = self.path / self.model_dir / f"{file}.pth"
+        writable_folder(target.parent)
+        content = io.BytesIO()  # torch's own writer reports a full disk as "unexpected pos"
+        super().save(content, with_opt=with_opt)
         with whole_write(target) as opened:
-            super().save(opened, with_opt=with_opt)
+            opened.write(content.getbuffer())
         return target if return_path else None
 
     def load(self, file=None, device=None, strict=True, with_opt=None, purge=False, remove_module=False):
         """Load what `save` wrote; see fastai's `Learner.load`. `lr_find` calls it to undo its own steps.
 
+        `device` is there for fastai's callers: the values go into the model where it is, by way of the CPU.
+
         Raises:
-            ValueError: damaged file, weights of another model, or an optimiser state for other layers.
+            FileNotFoundError: no such file. ValueError: damaged file, weights of another model, or an optimiser state for
+                other layers.
         """
         if purge or remove_module:
             raise ValueError("purge and remove_module are not supported by hcd's Learner.load; leave them False")
         source = file if hasattr(file, "read") else self.path / self.model_dir / f"{file}.pth"
-        state = load_tensors(source, self.data.device if device is None else device)
+        state = load_tensors(source)
+        if not isinstance(state, dict):
+            raise ValueError(f"{source} holds a {type(state).__name__} where weights by name belong; use a file that "
+                             "Learner.save wrote")
         has_opt = set(state) == {"model", "opt"}
         if with_opt and not has_opt:
             raise ValueError(f"{source} holds no optimiser state; load it with with_opt=False")
         try:
             self.model.load_state_dict(state["model"] if has_opt else state, strict=strict)
-        except RuntimeError as error:
-            raise ValueError(f"{source} holds the weights of another model than this {type(self.model[0]).__name__} "
-                             f"({str(error).splitlines()[1].strip()[:160]}); build the learner with the same arch") from error
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[-1].strip()[:160]
+            raise ValueError(f"{source} holds the weights of another model ({reason}); build the learner with the arch that was "
+                             "saved") from error
         if has_opt and with_opt is not False:
             if not hasattr(self, "opt"):
                 self.create_opt(fastai.basic_train.defaults.lr, self.wd)
             try:
                 self.opt.load_state_dict(state["opt"])
-            except ValueError as error:
+            except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{source} holds the optimiser state of other trainable layers ({error}); freeze or unfreeze as "
                                  "when it was saved, or load it with with_opt=False") from error
         del state
@@ -141,10 +157,9 @@ def with_pretrained_flag(arch):
     torchvision >= 0.13 takes weights= instead and warns; >= 0.15 no longer takes `pretrained` by position for all models.
     The weights are IMAGENET1K_V1, those that the walkthrough downloaded.
     """
-    weights = _imagenet_weights(arch)
-    if weights is None:
+    if not _is_torchvision(arch):
         return arch
-    return lambda pretrained: arch(weights=weights if pretrained else None)
+    return lambda pretrained: arch(weights=_imagenet_weights(arch) if pretrained else None)
 
 
 def require_weights(arch):
@@ -153,11 +168,11 @@ def require_weights(arch):
     Args:
         arch: model builder, see `find_arch`; one that is not torchvision's brings its own weights and passes.
     Raises:
-        FileNotFoundError: not there and not to be had. ValueError: damaged.
+        FileNotFoundError: not there and not to be had. ValueError: damaged, or none were ever trained.
     """
-    weights = _imagenet_weights(arch)
-    if weights is None:
+    if not _is_torchvision(arch):
         return
+    weights = _imagenet_weights(arch)
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
     if not file.is_file():
         try:
@@ -169,7 +184,13 @@ def require_weights(arch):
     load_tensors(file)  # torchvision itself would unpickle the file in full
 
 
+def _is_torchvision(arch):
+    name = getattr(arch, "__name__", None)
+    return name in torchvision.models.list_models(torchvision.models) and getattr(torchvision.models, name) is arch
+
+
 def _imagenet_weights(arch):
-    names = torchvision.models.list_models(torchvision.models)
-    known = getattr(arch, "__name__", None) in names and getattr(torchvision.models, arch.__name__) is arch
-    return torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"] if known else None
+    kinds = torchvision.models.get_model_weights(arch)
+    if "IMAGENET1K_V1" not in kinds.__members__:
+        raise ValueError(f"torchvision has no IMAGENET1K_V1 weights for {arch.__name__}; use pretrained=False or another arch")
+    return kinds["IMAGENET1K_V1"]

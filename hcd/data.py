@@ -28,13 +28,16 @@ def stratified_split(labels, valid_fraction=0.1, rng_seed=None):
     labels = np.asarray(labels)
     if not 0 < valid_fraction < 1:
         raise ValueError(f"valid_fraction={valid_fraction} is no share; give one between 0 and 1, 0.1 in the walkthrough")
-    counts = dict(zip(*np.unique(labels, return_counts=True)))
+    kinds, counts = np.unique(labels, return_counts=True)
     n_valid = int(np.ceil(valid_fraction * len(labels)))
-    if len(counts) < 2 or min(counts.values()) < 2 or not len(counts) <= n_valid <= len(labels) - len(counts):
-        raise ValueError(f"{len(labels)} labels with counts { {int(k): int(v) for k, v in counts.items()} } cannot be split at "
+    sides = ()
+    if len(kinds) > 1 and counts.min() > 1 and len(kinds) <= n_valid <= len(labels) - len(kinds):
+        sides = train_test_split(np.arange(len(labels)), test_size=valid_fraction, stratify=labels, random_state=rng_seed)
+    # of a rare label, sklearn's rounding can leave one side none
+    if not sides or any(len(np.unique(labels[side])) < len(kinds) for side in sides):
+        raise ValueError(f"{len(labels)} labels with counts {dict(zip(kinds.tolist(), counts.tolist()))} cannot be split at "
                          f"valid_fraction={valid_fraction}: each side needs both labels; use more patches or another share")
-    train_idx, valid_idx = train_test_split(np.arange(len(labels)), test_size=valid_fraction, stratify=labels,
-                                            random_state=rng_seed)
+    train_idx, valid_idx = sides
     return train_idx, valid_idx
 
 
@@ -68,14 +71,20 @@ def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
     Returns:
         fastai ImageDataBunch; batches are (batch_size, 3, crop_size, crop_size) float32, normalised.
     Raises:
-        ValueError: fewer training patches than one batch (fastai would drop it and train on nothing).
+        ValueError: fewer training patches than one batch (fastai would drop it and train on nothing), or valid_idx are no
+            distinct row positions.
 
     CHANGED C3: ids are joined to the data folder (the walkthrough's path '/' gives items that begin with '///'), and test
     patches stand in sorted order.
 
+    READ R2: the call that passes no transforms is garbled in the source, as are the comments between its lines.
+
     Source: In 12, In 14.
     """
-    n_train = len(dataset.labels) - len(valid_idx)
+    n_rows, n_train = len(dataset.labels), len(dataset.labels) - len(valid_idx)
+    if not len(valid_idx) or len(np.intersect1d(valid_idx, np.arange(n_rows))) < len(valid_idx):
+        raise ValueError(f"valid_idx with {len(valid_idx)} entries must name some of the rows 0 to {n_rows - 1}, none of them "
+                         "twice; take those of stratified_split on this data set")
     if n_train < recipe.batch_size:
         raise ValueError(f"batch_size={recipe.batch_size} is more than the {n_train} training patches, and an incomplete batch is "
                          f"dropped; give {n_train} or less")
@@ -111,7 +120,10 @@ def find_device(device=None):
 
 
 def set_rng_seed(rng_seed):
-    """Seed Python's, numpy's and torch's generators, and ask cuDNN for repeatable kernels; None leaves all as they are."""
+    """Seed Python's, numpy's and torch's generators, and ask cuDNN for repeatable kernels; None leaves all as they are.
+
+    CHANGED C16: the walkthrough seeds nothing, so no two of its runs agree.
+    """
     if rng_seed is None:
         return
     random.seed(rng_seed)

@@ -78,7 +78,7 @@ def open_dataset(root):
     labels = _read_labels(root / "train_labels.csv")
     if labels["label"].nunique() < 2:
         raise ValueError(f"{root / 'train_labels.csv'} holds only label {labels['label'].iloc[0]}; training needs patches of both")
-    sample_ids = tuple(_read_table(root / "sample_submission.csv")["id"])
+    sample_ids = tuple(_read_ids(root / "sample_submission.csv")["id"])
     _match_files(root / "train", labels["id"], "train_labels.csv")
     _match_files(root / "test", sample_ids, "sample_submission.csv")
     answers = root / "test_labels.csv"
@@ -112,30 +112,49 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
     return len(paths)
 
 
-def _read_table(path):
-    """Read a CSV with the columns id and label as text; ids are given, and given once."""
+def read_table(path):
+    """Read a CSV with the columns id and label as text, whatever its rows hold; `row_faults` says what is wrong with them."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the data folder must hold {LAYOUT}")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} is no CSV table with the header id,label ({error}); restore it from the data set") from error
+        reason = " ".join(str(error).split())  # pandas ends some with a line break
+        raise ValueError(f"{path} is no CSV table with the header id,label ({reason}); restore it from the data set") from error
     for column in ("id", "label"):
         if column not in table.columns:
             raise ValueError(f"{path} has the columns {list(table.columns)} but no {column!r}; the header must be id,label")
     if table.empty:
         raise ValueError(f"{path} has a header but no rows; restore it from the data set")
-    for fault, rows in (("is used twice", table["id"].duplicated()), ("is no file name", ~table["id"].str.fullmatch(r"[\w\-]+"))):
-        if rows.any():
+    return table[["id", "label"]]
+
+
+def row_faults(table):
+    """Return what can be wrong with the rows of a table: {fault: (its column, mask of the rows that have it)}."""
+    return {"is used twice": ("id", table["id"].duplicated()),
+            "is no file name": ("id", ~table["id"].str.fullmatch(r"[\w\-]+")),
+            "is neither 0 nor 1": ("label", ~table["label"].isin(["0", "1"]))}
+
+
+def visible_files(folder):
+    """Return the names of everything in a folder but hidden files."""
+    return {entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")}
+
+
+def _read_ids(path):
+    """Read a table whose ids are given, and given once; its labels may be anything."""
+    table = read_table(path)
+    for fault, (column, rows) in row_faults(table).items():
+        if column == "id" and rows.any():
             raise ValueError(f"{path}: id {table['id'][rows].iloc[0]!r} {fault} ({rows.sum()} such row(s)); every row needs an "
                              "id of its own made of letters, digits, - and _")
-    return table[["id", "label"]]
+    return table
 
 
 def _read_labels(path):
     """Read a CSV of ids and labels, 0 or 1."""
-    table = _read_table(path)
-    wrong = ~table["label"].isin(["0", "1"])
+    table = _read_ids(path)
+    _, wrong = row_faults(table)["is neither 0 nor 1"]
     if wrong.any():
         row = table[wrong].iloc[0]
         raise ValueError(f"{path}: label {row['label']!r} of id {row['id']} is neither 0 nor 1 ({wrong.sum()} such row(s)); "
@@ -147,7 +166,7 @@ def _match_files(folder, ids, table):
     """Require one <id>.tif for each id and no file besides; hidden files do not count."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; the data folder must hold {LAYOUT}")
-    found = {entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")}
+    found = visible_files(folder)
     wanted = {f"{patch_id}.tif" for patch_id in ids}
     missing, extra = sorted(wanted - found), sorted(found - wanted)
     if missing:

@@ -32,11 +32,11 @@ def score_predictions(probabilities, labels):
     Source: In 30, In 37.
     """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
-    if probabilities.shape != (len(labels), 2):
-        raise ValueError(f"probabilities have shape {probabilities.shape} for {len(labels)} labels; give ({len(labels)}, 2)")
+    if labels.ndim != 1 or probabilities.shape != (len(labels), 2):
+        raise ValueError(f"probabilities have shape {probabilities.shape} and labels {labels.shape}; give (N, 2) and (N,)")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("a probability is outside [0, 1] or not a number; give softmax outputs, not logits")
     if set(np.unique(labels)) != {0, 1}:
-        raise ValueError(f"labels hold {sorted(set(labels.tolist()))}; a ROC curve needs both 0 and 1 and nothing else")
+        raise ValueError(f"labels hold {np.unique(labels)[:5].tolist()}; a ROC curve needs both 0 and 1 and nothing else")
     fpr, tpr, thresholds = roc_curve(labels, probabilities[:, 1], pos_label=1)
     return Score(float((probabilities.argmax(1) == labels).mean()), float(auc(fpr, tpr)), fpr, tpr, thresholds)

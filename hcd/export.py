@@ -1,31 +1,22 @@
 """Save a model for another machine, load it there, predict one file."""
 import hashlib
-import json
-import platform
-import time
-from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+import math
+import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
 
+from .card import CLASSES, MOST_BYTES, card_notes, make_card, read_card
 from .compat import load_trusted_export
-from .files import whole_write
-from .learner import build_model
+from .files import whole_write, writable_folder
+from .learner import build_shapes
 from .reader import augment, read_patch
 from .recipe import Recipe
 
-FORMAT = "hcd-model-1"
-CLASSES = ["negative", "tumour"]
 CARD, WEIGHTS, NOTES = "card.json", "model.safetensors", "README.md"
-MOST_CARD_BYTES = 1 << 20
-INTENDED_USE = ("Research and teaching: the probability that the centre 32 x 32 px of one 96 x 96 px H&E patch of lymph-node "
-                "tissue holds tumour.")
-LIMITS = ("Not a medical device and not validated for diagnosis. It judges single patches, not slides or patients. Validation "
-          "patches come from the same slides as training patches, so the validation AUC is higher than on new slides; other "
-          "scanners, stains and tissues were not tested.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +47,8 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     Returns:
         Path of the folder.
     Raises:
-        ValueError: an architecture that has no name to build it by. OSError: the folder cannot be written.
+        ValueError: a model that `load_bundle` would turn down: not the one that the recipe of its databunch names, or with
+        weights that are not finite; nothing is written then. OSError: the folder cannot be written.
 
     CHANGED C8: the walkthrough exports a pickle, which runs whatever code is in it; see `load_export` for that.
 
@@ -65,17 +57,14 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     recipe = learner.data.train_ds.x.recipe
     if not isinstance(recipe.arch, str):
         raise ValueError(f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name to save a bundle")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()})
-    card = {"format": FORMAT, "classes": CLASSES, "recipe": asdict(recipe), "metrics": metrics or {},
-            "data_fingerprint": data_fingerprint, "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "versions": library_versions(), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "intended_use": INTENDED_USE,
-            "limits": LIMITS}
-    for name, content in ((WEIGHTS, weights), (CARD, json.dumps(card, indent=1, allow_nan=False).encode()),
-                          (NOTES, _model_notes(card).encode())):
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()}
+    _check_tensors("the learner's model", tensors, build_shapes(recipe).state_dict())
+    weights = safetensors.torch.save(tensors)
+    card, content = make_card(recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint)
+    folder = writable_folder(folder)
+    for name, written in ((WEIGHTS, weights), (CARD, content), (NOTES, card_notes(card).encode())):
         with whole_write(folder / name) as file:
-            file.write(content)
+            file.write(written)
     return folder
 
 
@@ -96,10 +85,8 @@ def load_bundle(folder):
     for name in (CARD, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; a model folder holds {CARD} and {WEIGHTS}, copy both")
-    card = _read_card(folder / CARD)
-    recipe = _card_recipe(card, folder / CARD)
-    with torch.device("meta"):  # shapes alone, so that a card cannot ask for memory that its weights do not need
-        model, _ = build_model(recipe)
+    card, recipe = read_card(folder / CARD)
+    model = build_shapes(recipe)  # a card cannot ask for memory that its weights do not need
     model.load_state_dict(_read_weights(folder / WEIGHTS, card["weights_sha256"], model.state_dict()), assign=True)
     return Bundle(model.eval(), recipe, card)
 
@@ -113,18 +100,21 @@ def predict_image(bundle, path):
     Returns:
         Prediction.
     Raises:
-        FileNotFoundError, ValueError: no such file, or no such patch.
+        FileNotFoundError, ValueError: no such file, no such patch, or a model whose answer is no number.
 
     CHANGED C9: the walkthrough crops 68 px and divides by 256 here; this is the crop and scale that the model was trained on.
 
     Source: In 45.
     """
     recipe = bundle.recipe.plain()
-    crop = augment(read_patch(path, recipe), recipe)
+    crop = augment(read_patch(path, recipe), recipe, random.Random(0))  # leaves the generators of the caller alone
     batch = (torch.from_numpy(crop) - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)  # (H, W, 3)
+    batch = batch.to(next(bundle.model.parameters()).dtype)
     with torch.inference_mode():
         logits = bundle.model(batch.permute(2, 0, 1)[None].contiguous())
     probability = float(torch.softmax(logits.double(), 1)[0, 1])
+    if not math.isfinite(probability):
+        raise ValueError(f"{path}: the model's answer is not a number; its weights or the card's std are unusable, save it again")
     return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
 
 
@@ -144,77 +134,37 @@ def load_export(path, trust=False):
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; name the file that Learner.export wrote")
     if trust is not True:
-        raise ValueError(f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only for a file of your own, "
-                         "and hand models on with save_bundle")
+        raise ValueError(f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only for a file of your "
+                         "own, and hand models on with save_bundle")
     return load_trusted_export(path)
-
-
-def library_versions():
-    """Return the versions of Python and of the libraries that the numbers depend on, as a dict of str."""
-    names = ("hcd", "torch", "torchvision", "fastai", "numpy", "pandas", "scikit-learn")
-    found = {name: version(name) for name in names}
-    return {"python": platform.python_version(), "opencv": __import__("cv2").__version__, **found}
-
-
-def _read_card(path):
-    if path.stat().st_size > MOST_CARD_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; a card has at most {MOST_CARD_BYTES}, get the right file")
-    try:
-        card = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({str(error)[:100]}); restore it from where the model was saved") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        shown = repr(card.get("format"))[:60] if isinstance(card, dict) else f"a {type(card).__name__}"
-        raise ValueError(f"{path} has format {shown}; this hcd reads {FORMAT!r}, save the model again or install the hcd that wrote it")
-    rules = {"classes": list, "recipe": dict, "metrics": dict, "versions": dict, "weights_sha256": str, "created": str,
-             "intended_use": str, "limits": str}
-    for name, kind in rules.items():
-        if not isinstance(card.get(name), kind):
-            raise ValueError(f"{path}: field {name!r} is missing or no {kind.__name__}; restore the card")
-    if card["classes"] != CLASSES:
-        raise ValueError(f"{path}: classes {str(card['classes'])[:80]} are not {CLASSES}; this is another kind of model")
-    return card
-
-
-def _card_recipe(card, path):
-    names = {field.name for field in fields(Recipe)}
-    if set(card["recipe"]) != names:
-        odd = sorted(set(map(str, card["recipe"])) ^ names)
-        raise ValueError(f"{path}: the recipe's fields differ from this hcd's in {', '.join(odd)[:120]}; install the hcd that wrote it")
-    try:
-        return replace(Recipe(**card["recipe"]), pretrained=False)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_weights(path, wanted_hash, shapes):
     """Read tensors that match `shapes` by name, shape and type, from a file with the hash that the card names."""
     least = sum(tensor.numel() * tensor.element_size() for tensor in shapes.values())
-    if not least <= path.stat().st_size <= least + MOST_CARD_BYTES:
+    if not least <= path.stat().st_size <= least + MOST_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes where the card's model needs {least}; copy it again, in full")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != wanted_hash:
-        raise ValueError(f"{path} is not the file that the card names (its SHA-256 differs); copy both again from where they were saved")
+        raise ValueError(f"{path} is not the file that the card names (its SHA-256 differs); copy both again from where they "
+                         "were saved")
     try:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is no safetensors file ({str(error)[:100]}); copy it again") from error
-    for name in sorted(set(tensors) ^ set(shapes)):
-        raise ValueError(f"{path}: tensor {name[:80]!r} is {'missing' if name in shapes else 'not one of this model'}; save it again")
-    for name, tensor in tensors.items():
-        if tensor.shape != shapes[name].shape or tensor.dtype != shapes[name].dtype:
-            raise ValueError(f"{path}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} where the model has {shapes[name].dtype} "
-                             f"{tuple(shapes[name].shape)}; save it again")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: tensor {name!r} holds values that are not numbers; train and save again")
+    _check_tensors(path, tensors, shapes)
     return tensors
 
 
-def _model_notes(card):
-    metrics = "".join(f"- {name}: {value}\n" for name, value in card["metrics"].items()) or "- none recorded\n"
-    recipe = card["recipe"]
-    return (f"# {recipe['arch']}, {' / '.join(card['classes'])}\n\n{card['intended_use']}\n\n**Limits.** {card['limits']}\n\n"
-            f"- input: {recipe['original_size']} x {recipe['original_size']} px RGB, centre {recipe['crop_size']} px, mean "
-            f"{recipe['mean']}, std {recipe['std']}\n- saved: {card['created']}\n- data: {card['data_fingerprint']}\n"
-            f"- weights: SHA-256 {card['weights_sha256']}\n\n## Metrics\n\n{metrics}\n"
-            f"Load it with `hcd.load_bundle(folder)` or `hcd predict <folder> <image>`.\n")
+def _check_tensors(where, tensors, shapes):
+    """Require the tensors to be those of `shapes` by name, shape and type, and all their values to be finite."""
+    remedy = "so this is not the model that the recipe names; build data and learner by one recipe and save it again"
+    for name in sorted(set(tensors) ^ set(shapes)):
+        raise ValueError(f"{where}: tensor {name[:80]!r} is {'missing' if name in shapes else 'unknown'}, {remedy}")
+    for name, tensor in tensors.items():
+        wanted = shapes[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            raise ValueError(f"{where}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} instead of {wanted.dtype} "
+                             f"{tuple(wanted.shape)}, {remedy}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{where}: tensor {name!r} holds infinity or NaN; train again with a lower learning rate")

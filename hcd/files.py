@@ -29,7 +29,8 @@ def whole_write(path, mode="wb", **options):
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        if os.path.exists(part):  # unlink(missing_ok=True) would raise where the folder is a file, and hide why
+            part.unlink()
 
 
 def new_run_folder(parent, name="run"):

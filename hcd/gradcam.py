@@ -9,7 +9,7 @@ def hooked_backward(model, batch, category):
     """Run one image through the model and return the body's activations with their gradients.
 
     Args:
-        model: body and head, as `get_learner` builds it; used in evaluation mode and left as it was.
+        model: body and head, as `get_learner` builds it; used in evaluation mode and left as it was, layer by layer.
         batch: (1, 3, H, W) normalised image.
         category: class whose logit is differentiated.
     Returns:
@@ -20,7 +20,7 @@ def hooked_backward(model, batch, category):
 
     Source: In 33.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.enable_grad(), hook_output(model[0], detach=False) as hook:
@@ -29,7 +29,8 @@ def hooked_backward(model, batch, category):
             activations = hook.stored
             gradients, = torch.autograd.grad(logits[0, int(category)], activations)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     return activations.detach(), gradients
 
 

@@ -1,4 +1,7 @@
 """Databunch -> learner."""
+from dataclasses import replace
+
+import torch
 from fastai.metrics import accuracy
 from fastai.torch_core import apply_init
 from fastai.train import ShowGraph
@@ -22,6 +25,8 @@ def get_learner(data, recipe, path="."):
         ValueError: unknown architecture. FileNotFoundError: no pretrained weights to be had.
 
     KEPT K4: "frozen" layers still train their batch norms (fastai's train_bn). Without pretrained weights nothing is frozen.
+    CHANGED C15: built from the parts of fastai's `cnn_learner` (once `create_cnn`), since torchvision takes weights= now.
+    READ R3: `callback_fns>ShowGraph` is read as `callback_fns=ShowGraph`.
 
     Source: In 16.
     """
@@ -38,17 +43,18 @@ def get_learner(data, recipe, path="."):
 
 
 def check_machine(recipe, device=None):
-    """Find out before any work whether this machine can train the recipe.
+    """Find out before any work whether this machine can train the recipe and `save_bundle` its model.
 
     Args:
         recipe: `arch` and `pretrained`. device: see `find_device`.
     Raises:
-        ValueError: unknown architecture, no such device. FileNotFoundError: no pretrained weights to be had.
+        ValueError: unknown architecture, one that fastai cannot cut, no such device. FileNotFoundError: no pretrained weights.
     """
     find_device(device)
-    arch = find_arch(recipe.arch)
+    if isinstance(recipe.arch, str):
+        build_shapes(recipe)
     if recipe.pretrained:
-        require_weights(arch)
+        require_weights(find_arch(recipe.arch))
 
 
 def build_model(recipe, n_classes=2):
@@ -60,8 +66,42 @@ def build_model(recipe, n_classes=2):
     Returns:
         model: nn.Sequential(body, head), (B, 3, H, W) -> (B, n_classes) logits.
         split: function of the model that gives the first layer of each layer group but the first, see fastai's `Learner.split`.
+    Raises:
+        ValueError: unknown architecture, or one that does not end in a pooling layer and a classifier, where fastai cuts.
     """
     arch = find_arch(recipe.arch)
-    meta = cnn_config(arch)
-    model = create_cnn_model(with_pretrained_flag(arch), n_classes, meta["cut"], recipe.pretrained, ps=recipe.head_dropout)
+    meta, whole = cnn_config(arch), []
+
+    def build(pretrained):
+        whole.append(with_pretrained_flag(arch)(pretrained))
+        return whole[0]
+
+    try:
+        model = create_cnn_model(build, n_classes, meta["cut"], recipe.pretrained, ps=recipe.head_dropout)
+        if 2 * _count_convolutions(model[0]) < _count_convolutions(whole[0]):  # ShuffleNet's only pooling layer is in its stem
+            raise RuntimeError("most of its layers come after the last pooling layer")
+    except (StopIteration, RuntimeError) as error:
+        name, reason = getattr(arch, "__name__", arch), " ".join([type(error).__name__, *str(error).split()])[:120]
+        raise ValueError(f"arch={name!r} cannot be made into body and head by fastai ({reason}); choose another, such as "
+                         "densenet169 or resnet50") from error
+    if torch.backends.cudnn.deterministic:  # asked for by set_rng_seed, and cnn_config has just switched the benchmark on
+        torch.backends.cudnn.benchmark = False
     return model, meta["split"]
+
+
+def build_shapes(recipe):
+    """Build body and head without weights and without memory for them, on torch's meta device.
+
+    Args:
+        recipe: see `build_model`.
+    Returns:
+        model: nn.Sequential(body, head) of tensors that have a shape and a type but no values.
+    Raises:
+        ValueError: as `build_model`, or an architecture whose shapes torch cannot work out without memory (RegNet).
+    """
+    with torch.device("meta"):
+        return build_model(replace(recipe, pretrained=False))[0]
+
+
+def _count_convolutions(model):
+    return sum(isinstance(layer, nn.Conv2d) for layer in model.modules())

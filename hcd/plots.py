@@ -32,6 +32,9 @@ def plot_patches(negatives, positives, title, centre_box=False):
     Args: negatives, positives: images; title: str; centre_box: outline the centre 32 x 32 px in blue or red.
     Returns: Figure of 2 x 5 axes in px; those without a patch are hidden.
     Raises: ValueError: no patch at all, more than five of a class, not an image, or a box that does not fit.
+
+    CHANGED C10: axes count pixel edges, so the box frames exactly pixels 32 to 63; the walkthrough's lies half a pixel off.
+
     Source: In 3, In 5.
     """
     rows = [("Negative", [Cell(image) for image in negatives]), ("Tumour", [Cell(image) for image in positives])]
@@ -65,6 +68,9 @@ def plot_outliers(dark, bright, most=6):
     Args: dark, bright: lists, perhaps empty, of (id, label, image); most: how many of each are shown.
     Returns: Figure of 2 x most axes; a row tells its count, "6 of 9" where some are left out.
     Raises: ValueError: most is below 1, or not an image.
+
+    CHANGED C11: none, and more than six, are said to be so; the walkthrough shows six in silence.
+
     Source: In 9.
     """
     if most < 1:
@@ -85,6 +91,9 @@ def plot_sweep(curves):
     Args: curves: objects with .weight_decay, .lrs and .losses (smoothed already); a loss not finite leaves a gap.
     Returns: Figure of one axes, learning rate on a logarithmic axis, one line a curve.
     Raises: ValueError: no curves, or a curve with more or fewer learning rates than losses.
+
+    CHANGED C12: the walkthrough fixes the limits for its own curves.
+
     Source: In 17, In 18.
     """
     if not len(curves):
@@ -117,6 +126,9 @@ def plot_patch_grid(rows, title):
     Args: rows: list of (row label, list of up to four `Cell`); title: str, what the captions mean.
     Returns: Figure of len(rows) x 4 axes; those without a cell are hidden.
     Raises: ValueError: no cell at all, more than four in a row, not an image, or not a finite 2-D heatmap.
+
+    CHANGED C13: grey levels keep one scale and the heatmap covers the image exactly; the walkthrough stretches each patch.
+
     Source: In 31, In 35.
     """
     return _draw_rows(rows, 4, (14, 3.3 * len(rows) + 1), title, horizontal=True, fontsize=11)[0]
@@ -146,14 +158,14 @@ def plot_roc(false_positive_rate, true_positive_rate, auc):
 def plot_prediction(image, label, probability):
     """Draw one patch under what the model says about it.
 
-    Args: image: one image; label: name of the predicted class; probability: that class's, in [0, 1].
-    Returns: Figure of one axes, titled such as "tumour, probability 0.97".
+    Args: image: one image; label: name of the predicted class; probability: of tumour, in [0, 1].
+    Returns: Figure of one axes, titled such as "negative, tumour probability 0.03".
     Raises: ValueError: not an image, or a probability outside [0, 1].
     Source: In 45.
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability={probability} is not within 0 to 1: apply softmax to logits first")
-    return _draw_rows([("", [Cell(image, f"{label}, probability {probability:.2f}")])], 1, (4, 4.3), None)[0]
+    return _draw_rows([("", [Cell(image, f"{label}, tumour probability {probability:.2f}")])], 1, (4, 4.3), None)[0]
 
 
 def _draw_rows(rows, columns, size, title, ticks=False, horizontal=False, may_be_empty=False, **caption_style):

@@ -55,7 +55,7 @@ def write_submission(path, dataset, learner, probabilities):
         raise ValueError(f"probabilities have shape {probabilities.shape} for {len(ids)} test patches; give ({len(ids)}, 2)")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("a probability is outside [0, 1] or not a number; no submission was written, check the model")
-    if len(set(ids)) != len(ids) or set(ids) != set(dataset.sample_ids):
+    if len(set(ids)) != len(ids) or sorted(ids) != sorted(dataset.sample_ids):
         raise ValueError(f"the {len(set(ids))} predicted ids are not the {len(dataset.sample_ids)} of sample_submission.csv; "
                          "predict the test set of this very data set")
     tumour = dict(zip(ids, probabilities[:, 1]))

@@ -3,13 +3,13 @@ import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from .recipe import Recipe
+from .tiff import plain_rgb
 
 
 def read_image(path):
@@ -22,16 +22,23 @@ def read_image(path):
     Raises:
         FileNotFoundError: no such file. ValueError: no readable image, or one that is not 8-bit RGB.
 
+    CHANGED C14: the walkthrough's reader turns grey, 16-bit and alpha images into 8-bit colour in silence.
+
     Source: In 2.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file; check the path and the data folder")
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} does not exist or is no file; check the path and the data folder") from None
+    image = plain_rgb(content)
+    if image is not None:
+        return image
     # cv2.imread would turn grey, 16-bit and alpha images into 8-bit colour in silence; UNCHANGED shows what is there.
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     if image is None:
-        raise ValueError(f"{path} ({path.stat().st_size} bytes) cannot be decoded as an image; it is damaged or of another "
-                         "kind, restore it from the data set")
+        raise ValueError(f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or of another kind, "
+                         "restore it from the data set")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         channels = 1 if image.ndim == 2 else image.shape[2]
         raise ValueError(f"{path} has {channels} channel(s) of {image.dtype}; a patch is 8-bit RGB with 3, convert or "
@@ -119,8 +126,8 @@ def map_patches(function, paths, title, progress=True, chunk=256):
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc=title, disable=not progress) as bar:
         try:
             for results in pool.map(lambda part: [function(path) for path in part], chunks):
+                bar.update(len(results))  # first, for a caller that zips with `paths` does not come back after the last one
                 yield from results
-                bar.update(len(results))
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C and errors do not wait for the rest
 

@@ -1,6 +1,6 @@
 """Every number of the walkthrough in one frozen record."""
+import sys
 from dataclasses import dataclass, fields, replace
-from math import isfinite
 
 
 def _require(ok, text):
@@ -54,6 +54,8 @@ class Recipe:
             self._check_type(field.name, getattr(self, field.name), field.default)
         self._check_geometry()
         self._check_training()
+        _require(self.rng_seed is None or 0 <= self.rng_seed < 2 ** 32, f"rng_seed={self.rng_seed} starts no random generator; "
+                 f"give None or a whole number from 0 to {2 ** 32 - 1}")
 
     @classmethod
     def sample(cls, **changes):
@@ -109,12 +111,12 @@ class Recipe:
             _require(len(getattr(self, name)) == 3, f"{name}={getattr(self, name)} needs one number each for R, G and B")
         _require(min(self.std) > 0, f"std={self.std} must be above 0 in every channel; compute it with channel_statistics")
         _require(len(self.sweep_weight_decays) > 0, "sweep_weight_decays=() leaves nothing to sweep; name at least one")
-        _require(min(*self.sweep_weight_decays, self.weight_decay, 0) >= 0, "a weight decay below 0 would make weights grow; "
-                 f"weight_decay={self.weight_decay}, sweep_weight_decays={self.sweep_weight_decays}")
+        _require(min(*self.sweep_weight_decays, self.weight_decay, 0) >= 0, f"weight_decay={self.weight_decay} and "
+                 f"sweep_weight_decays={self.sweep_weight_decays} must not be below 0, where weights would grow; give 0 or more")
         _require(self.head_max_lr > 0, f"head_max_lr={self.head_max_lr} does not learn; give a learning rate above 0")
         _require(len(self.finetune_max_lr) == 2 and 0 < self.finetune_max_lr[0] <= self.finetune_max_lr[1],
                  f"finetune_max_lr={self.finetune_max_lr} must be (lowest, highest) with 0 < lowest <= highest")
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import papermill
 from nbconvert import HTMLExporter
+from tqdm import tqdm
 
 from .files import whole_write
 
@@ -46,8 +47,8 @@ def run_notebook(output, parameters):
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     with _epochs_printed(output):
         try:
-            papermill.execute_notebook(find_notebook(), executed, {**parameters, "output_folder": str(output)}, kernel_name="python3",
-                                       cwd=str(Path.cwd()), progress_bar={"desc": "walkthrough", "leave": True})
+            papermill.execute_notebook(find_notebook(), executed, {**parameters, "output_folder": str(output)},
+                                       kernel_name="python3", cwd=str(Path.cwd()), progress_bar={"desc": "walkthrough"})
         except papermill.PapermillExecutionError as error:
             if error.ename in INPUT_ERRORS and re.match(r"# In \[[01]\]", error.source):
                 raise InputError(error.evalue) from error
@@ -62,20 +63,32 @@ def _save_pictures(executed):
     """Write each figure as PNG, named by its cell, and the whole notebook as HTML."""
     notebook = nbformat.read(executed, 4)
     (executed.parent / "figures").mkdir(exist_ok=True)
-    for cell in notebook.cells:
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         number = re.match(r"# In \[(\d+)\]", cell.source)
-        images = [output.data["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+        images = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
         for count, image in enumerate(images):
             name = f"in{int(number[1]):02}{f'-{count + 1}' if count else ''}.png"
             with whole_write(executed.parent / "figures" / name) as file:
                 file.write(base64.b64decode(image))
-        for output in cell.get("outputs", []):
-            if "text" in output:  # keep of a progress bar what the screen shows last
-                output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+        cell.outputs = _merge_streams(cell.outputs)
     nbformat.write(notebook, executed)
     html, _ = HTMLExporter().from_notebook_node(notebook)
     with whole_write(executed.with_suffix(".html"), "w", encoding="utf-8") as file:
         file.write(html)
+
+
+def _merge_streams(outputs):
+    """Join what a cell printed in pieces, and keep of a progress bar what the screen shows last."""
+    merged = []
+    for output in outputs:
+        if "text" in output and merged and merged[-1].get("name") == output.name:
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    for output in merged:
+        if "text" in output:
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    return [output for output in merged if output.get("text", "shown").strip()]
 
 
 class _epochs_printed(threading.Thread):
@@ -98,5 +111,5 @@ class _epochs_printed(threading.Thread):
             for file in sorted(self.output.glob("history_*.csv")):
                 rows = file.read_text().splitlines()
                 for row in rows[self.seen.get(file, 0):]:
-                    papermill.execute.tqdm.write(f"{time.strftime('%H:%M:%S')} {file.stem[8:]}: {row}")
+                    tqdm.write(f"{time.strftime('%H:%M:%S')} {file.stem[8:]}: {row}")
                 self.seen[file] = len(rows)

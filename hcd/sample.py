@@ -1,7 +1,7 @@
 """The embedded synthetic data set: schematic H&E patches drawn from random numbers, in the competition's layout.
 
-A patch is painted as two dye concentrations (haematoxylin in nuclei, eosin in stroma) that absorb light by Beer-Lambert,
-as in Ruifrok & Johnston (2001). All that the label changes is drawn last and stays within 4 px of the centre 32 x 32.
+A patch is painted as two dye concentrations (haematoxylin in nuclei, eosin in stroma) that absorb light by the law of
+Beer and Lambert, as in Ruifrok & Johnston (2001). The label changes nothing but the nuclei of the centre 32 x 32.
 """
 import hashlib
 import json
@@ -16,8 +16,7 @@ import pandas as pd
 from .dataset import open_dataset
 from .files import empty_folder
 
-SIDE = 96            # px, of a patch
-MIDDLE = 47.5        # px, its centre
+SIDE, MIDDLE = 96, 47.5  # px: edge of a patch, and where its centre lies
 TABLES = ("train_labels.csv", "test_labels.csv", "sample_submission.csv")
 CARD = "sample.json"  # what was drawn; written last, so a folder that has it is complete
 
@@ -29,23 +28,25 @@ def make_sample(root, train=480, test=96, rng_seed=0):
     test_labels.csv holds the answers for scoring; the competition has no such file.
 
     Args:
-        root: folder to fill, new or empty, or one that an equal call filled. train, test: patches of each, at least 8
-            and 2. rng_seed: int from 0; the same one draws the same bytes.
+        root: folder to fill: new, empty, or filled by an equal call.
+        train, test: how many patches of each, at least 8 and 2.
+        rng_seed: int from 0; the same one draws the same bytes.
     Returns:
-        Dataset with `train` labelled patches, `test` test patches.
+        Dataset of `train` labelled patches and `test` test patches.
     Raises:
-        ValueError: too few patches, or a bad rng_seed. FileExistsError: root holds something else. OSError: it cannot be
-            written.
+        ValueError: too few patches, or a bad rng_seed. FileExistsError: root holds anything else. OSError: root cannot
+            be written.
     """
     for name, count, least in (("train", train, 8), ("test", test, 2)):
-        if count < least:
-            raise ValueError(f"{name}={count} patches cannot hold both labels and the outliers; ask for {least} or more")
+        if not isinstance(count, (int, np.integer)) or count < least:
+            raise ValueError(f"{name}={count!r} patches cannot hold both labels and outliers; ask for {least} or more")
     if not isinstance(rng_seed, (int, np.integer)) or rng_seed < 0:
         raise ValueError(f"rng_seed={rng_seed!r} starts no random generator; pass a whole number from 0 up")
     root, call = Path(root), {"train": int(train), "test": int(test), "rng_seed": int(rng_seed)}
     if root.is_dir() and any(root.iterdir()):
         if not (root / CARD).is_file() or (root / CARD).read_bytes() != _card(root, call):
-            raise FileExistsError(f"{root} holds something other than the sample of {call}; name an empty folder or remove it")
+            raise FileExistsError(f"{root} holds something other than the sample of {call}; name an empty folder, or "
+                                  "remove this one")
         return open_dataset(root)
     with TemporaryDirectory(prefix=".sample-", dir=empty_folder(root)) as scratch:  # an interruption leaves root empty
         scratch = Path(scratch)
@@ -79,10 +80,9 @@ def draw_patch(label, rng):
     points = _grid(rng, spacing, keep)
     around = points[np.abs(points - MIDDLE).max(axis=1) > 13]
     nuclei = _draw_nuclei(around, rng.uniform(3.6, 4.3), 0.09, level, False, rng) * (1 - glass)
-    distance = np.abs(np.mgrid[:SIDE, :SIDE] - MIDDLE)
-    window = distance.max(axis=0) < 17  # the scanner's blur adds 3 px
     centre = _tumour(rng) if label else _benign(rng, spacing, keep, level)
-    nuclei = np.maximum(nuclei, centre * window)
+    y, x = np.mgrid[:SIDE, :SIDE] - MIDDLE
+    nuclei = np.maximum(nuclei, centre * (np.hypot(x, y) < 17))  # reaches 1 px beyond 32 x 32, and 4 once blurred
     return scan(nuclei, eosin * (1 - 0.9 * np.minimum(3 * nuclei, 1)))  # a nucleus takes the place of stroma
 
 
@@ -90,15 +90,16 @@ def _tumour(rng):
     """Draw the centre of a positive: a crowd, in some patches only a few, of large irregular vesicular nuclei."""
     radius = rng.uniform(6, 7.5)
     points = _grid(rng, 1.75 * radius, 0.35 if rng.uniform() < 0.15 else 1)
-    points = points[np.abs(points - MIDDLE).max(axis=1) < 12.5]
+    points = points[np.hypot(*(points - MIDDLE).T) < 13.5]
     if not len(points):
         points = MIDDLE + rng.uniform(-8, 8, (1, 2))
     nuclei = _draw_nuclei(points, radius, 0.15, rng.uniform(0.5, 0.8), True, rng)
-    return np.maximum(nuclei, 0.3 * cv2.GaussianBlur(cv2.dilate(np.sign(nuclei), np.ones((5, 5))), (0, 0), 1.5))
+    cytoplasm = cv2.GaussianBlur(cv2.dilate(np.sign(nuclei), np.ones((5, 5))), (0, 0), 1.5)
+    return np.maximum(nuclei, 0.3 * cytoplasm)
 
 
 def _benign(rng, spacing, keep, level):
-    """Draw the centre of a negative: lymphocytes as around it; in some patches packed, or with one large smooth nucleus."""
+    """Draw the centre of a negative: lymphocytes as around it, sometimes packed, or with one large nucleus."""
     kind = rng.uniform()
     points = _grid(rng, *((8, 1) if kind < 0.1 else (spacing, keep)))
     points = points[np.hypot(*(points - MIDDLE).T) < 14]
@@ -159,9 +160,9 @@ def _draw_nuclei(points, radius, roughness, level, vesicular, rng):
 
 def _scanner(rng):
     """Draw a stain, a lamp, a focus and noise; return the function (haematoxylin, eosin) -> (96, 96, 3) uint8 RGB."""
-    hue = rng.uniform()  # from reddish to bluish dyes, as between laboratories; absorption of R, G, B
-    dyes = (1 - hue) * np.array([[0.54, 0.80, 0.50], [0.12, 0.42, 0.28]]) + hue * np.array([[0.76, 0.80, 0.28],
-                                                                                         [0.22, 0.52, 0.17]])
+    reddish, bluish = np.array([[[0.54, 0.80, 0.50], [0.12, 0.42, 0.28]],   # absorption of R, G, B by haematoxylin,
+                                [[0.76, 0.80, 0.28], [0.22, 0.52, 0.17]]])  # by eosin; laboratories lie in between
+    dyes = reddish + rng.uniform() * (bluish - reddish)
     dyes = dyes * rng.uniform(0.6, 0.95, (2, 1)) * np.exp(rng.normal(0, 0.04, (2, 3)))
     lamp, focus, noise = 255 * rng.uniform(0.93, 1, 3), rng.uniform(0.4, 0.7), rng.uniform(1.5, 5)
     clumps = 1 + 0.8 * cv2.GaussianBlur(rng.normal(size=(SIDE, SIDE)), (0, 0), 0.8)

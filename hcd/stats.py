@@ -1,4 +1,5 @@
 """Channel mean and standard deviation, too dark and too bright patches, in one pass."""
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,9 @@ def channel_statistics(paths, recipe=Recipe(), progress=True):
                          "too bright; name the folder of the training patches")
     pixels = counted * recipe.original_size ** 2
     mean = total / pixels / 255
-    std = np.sqrt(total_squares / pixels / 255 ** 2 - mean ** 2)
-    return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()), too_dark, too_bright, counted)
+    # n * sum(x^2) - sum(x)^2 in whole numbers: the same difference in floats can lose all digits of a small std, even its sign
+    std = tuple(math.sqrt(pixels * int(squares) - int(level) ** 2) / pixels / 255 for squares, level in zip(total_squares, total))
+    return ChannelStatistics(tuple(mean.tolist()), std, too_dark, too_bright, counted)
 
 
 def _moments(patch):

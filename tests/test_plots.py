@@ -315,7 +315,7 @@ def test_roc_draws_the_given_points_above_a_dashed_diagonal():
 def test_prediction_is_titled_with_class_and_probability():
     image = patch()
     (axis,) = visible(plots.plot_prediction(image, "tumour", np.float32(0.9712)))
-    assert axis.get_title() == "tumour, probability 0.97" and np.array_equal(axis.images[0].get_array(), image)
+    assert axis.get_title() == "tumour, tumour probability 0.97" and np.array_equal(axis.images[0].get_array(), image)
 
 
 # errors and side effects

@@ -1,0 +1,104 @@
+"""What the tests share: a small synthetic data set, a databunch and a learner on it."""
+import os
+import re
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib, and for the processes that tests start
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+REMEDY = re.compile(r"\b(add|ask|build|change|check|compute|convert|copy|correct|did you mean|finish|free|freeze|get|give|install"
+                    r"|leave|load|lower|must|name|needs|pass|pick|put|remove|restore|save|take|train|use)\b")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def agg():
+    """Draw figures without a screen, whatever was imported before."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """Close what a test has drawn."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="session")
+def refused():
+    """`with refused(ValueError, "max_shift=4", ...):` wants that error, in one sentence on one line with a remedy."""
+    @contextmanager
+    def expect(kind, *parts):
+        with pytest.raises(kind) as caught:
+            yield caught
+        text = str(caught.value)
+        assert len(text.splitlines()) == 1 and text == text.strip(), repr(text)
+        assert not re.search(r"[.!?] +[A-Z][a-z]+ ", text), f"more than one sentence: {text}"
+        assert REMEDY.search(text), f"no remedy: {text}"
+        for part in parts:
+            assert str(part) in text, f"{part} is not named: {text}"
+
+    return expect
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Path of ../shared, which holds real patches and weights that are not part of the project."""
+    folder = CHECKOUT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}, which is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """The synthetic data set, 60 labelled and 12 test patches; read it only, `copy_of_sample` may be damaged."""
+    import hcd
+
+    return hcd.make_sample(tmp_path_factory.mktemp("sample") / "data", train=60, test=12)
+
+
+@pytest.fixture
+def copy_of_sample(sample, tmp_path):
+    """Folder of a data set equal to `sample`, for one test to damage."""
+    return shutil.copytree(sample.root, tmp_path / "copy_of_sample")
+
+
+@pytest.fixture(scope="session")
+def small_recipe():
+    """The recipe of `databunch` and `learner`: the smallest architecture and the shortest of everything."""
+    import hcd
+
+    return hcd.Recipe.sample(arch="squeezenet1_1", batch_size=8, sweep_iterations=4, head_epochs=1, finetune_epochs=1, tta_passes=2)
+
+
+@pytest.fixture(scope="session")
+def split(sample, small_recipe):
+    """Row positions of the training and of the validation patches of `sample`: 45 and 15."""
+    import hcd
+
+    return hcd.stratified_split(sample.labels["label"], small_recipe.valid_fraction, small_recipe.rng_seed)
+
+
+@pytest.fixture(scope="session")
+def databunch(sample, small_recipe, split):
+    """Databunch on `sample`, on the CPU, read in this process."""
+    import hcd
+
+    return hcd.make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def learner(databunch, small_recipe, tmp_path_factory):
+    """Untrained learner on `databunch`, always the same weights; build another one to train or to change."""
+    import hcd
+
+    hcd.set_rng_seed(0)
+    return hcd.get_learner(databunch, small_recipe, path=tmp_path_factory.mktemp("learner"))

@@ -1,0 +1,68 @@
+"""The notebook, executed once on the embedded sample as `hcd run` does it."""
+import json
+import re
+
+import nbformat
+import pytest
+
+from hcd import load_bundle, open_dataset, predict_image
+from hcd.cli import main
+
+PICTURES = [3, 5, 6, 9, 15, 18, 19, 20, 21, 22, 24, 25, 26, 27, 32, 36, 38, 45]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "sample"
+    assert main(["run", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_run_learns_clearly_above_chance(run_folder):
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert metrics["valid_auc"] > 0.75
+    assert metrics["test_auc"] > 0.75
+
+
+def test_every_cell_ran_without_error_or_warning(run_folder):
+    notebook = nbformat.read(run_folder / "walkthrough.ipynb", 4)
+    code = [cell for cell in notebook.cells if re.match(r"# In \[\d+\]", cell.source)]
+    assert len(code) == 46
+    for cell in code:
+        assert all(output.output_type != "error" for output in cell.outputs), cell.source
+        printed = "".join(output.get("text", "") for output in cell.outputs)
+        assert "Warning" not in printed, printed
+        assert "\r" not in printed
+
+
+def test_every_figure_is_a_png_of_its_own(run_folder):
+    names = {path.name for path in (run_folder / "figures").iterdir()}
+    assert names == {f"in{number:02}.png" for number in PICTURES}
+    assert all((run_folder / "figures" / name).read_bytes()[:4] == b"\x89PNG" for name in names)
+
+
+def test_run_leaves_page_models_submission_and_model_folder(run_folder):
+    assert "Grad-CAM" in (run_folder / "walkthrough.html").read_text("utf-8")
+    assert {path.name for path in (run_folder / "models").iterdir()} >= {"resnet18_stage1.pth", "resnet18_stage2.pth"}
+    lines = (run_folder / "resnet18_submission.csv").read_text().splitlines()
+    sample = (run_folder / "data/sample_submission.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == [line.split(",")[0] for line in sample]
+    dataset = open_dataset(run_folder / "data")
+    prediction = predict_image(load_bundle(run_folder / "model"), dataset.test_path(dataset.test_ids[0]))
+    printed = json.dumps(nbformat.read(run_folder / "walkthrough.ipynb", 4))
+    assert f"tumour probability {prediction.probability:.4f}" in printed
+
+
+def test_the_new_process_says_what_this_one_says(run_folder):
+    notebook = nbformat.read(run_folder / "walkthrough.ipynb", 4)
+    cells = {re.match(r"# In \[(\d+)\]", c.source)[1]: c for c in notebook.cells if c.source.startswith("# In [")}
+    other = float("".join(o.get("text", "") for o in cells["44"].outputs).split("\t")[2])
+    here = float(re.search(r"probability ([\d.]+)", "".join(o.get("text", "") for o in cells["45"].outputs))[1].rstrip("."))
+    assert other == pytest.approx(here, abs=1e-4)
+
+
+def test_a_finished_folder_is_never_written_over(run_folder, capsys):
+    before = (run_folder / "metrics.json").read_bytes()
+    assert main(["run", "--output", str(run_folder)]) == 2
+    assert "holds an earlier run" in capsys.readouterr().err
+    assert (run_folder / "metrics.json").read_bytes() == before
