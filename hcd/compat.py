@@ -49,7 +49,7 @@ def load_tensors(file):
         reason = str(error)
         for torch_advice in ("trusted source.", "WeightsUnpickler error:"):
             reason = reason.split(torch_advice)[-1]
-        reason = " ".join(reason.split())[:100] or type(error).__name__
+        reason = " ".join(reason.split()).split(". ")[0].rstrip(".")[:200] or type(error).__name__
         raise ValueError(f"{file} cannot be loaded as plain weights ({reason}); it is damaged or holds code, use a file that "
                          "Learner.save wrote") from error
 

@@ -24,7 +24,8 @@ def get_learner(data, recipe, path="."):
     Raises:
         ValueError: unknown architecture. FileNotFoundError: no pretrained weights to be had.
 
-    KEPT K4: "frozen" layers still train their batch norms (fastai's train_bn). Without pretrained weights nothing is frozen.
+    KEPT K4: "frozen" layers still train their batch norms (fastai's train_bn), and weight decay still shrinks their biases
+    (DenseNet has none). Without pretrained weights nothing is frozen.
     CHANGED C15: built from the parts of fastai's `cnn_learner` (once `create_cnn`), since torchvision takes weights= now.
     READ R3: `callback_fns>ShowGraph` is read as `callback_fns=ShowGraph`.
 

@@ -60,8 +60,8 @@ class Recipe:
     @classmethod
     def sample(cls, **changes):
         """Return the recipe of the embedded synthetic sample: small, from scratch, minutes on a CPU."""
-        small = dict(arch="resnet18", pretrained=False, batch_size=32, sweep_iterations=30, head_epochs=3,
-                     finetune_epochs=3, tta_passes=4, rng_seed=0, valid_fraction=0.25)
+        small = dict(arch="resnet18", pretrained=False, batch_size=32, valid_fraction=0.25, sweep_iterations=30, head_epochs=3,
+                     head_max_lr=3e-3, finetune_epochs=3, finetune_max_lr=(1e-4, 1e-3), tta_passes=4, rng_seed=0)
         return cls(**{**small, **changes})
 
     def plain(self):

@@ -39,13 +39,13 @@ def _layout(size, start, tail):
         tags = {tag: _values(tail, start, *entry) for tag, *entry in struct.iter_unpack("<HHII", tail[2:2 + 12 * count])}
         (width,), (length,) = tags[WIDTH], tags[LENGTH]
         offsets, sizes = tags[STRIPS], tags[STRIP_BYTES]
+        ends = [offset + bytes_ for offset, bytes_ in zip(offsets, sizes)]
     except (struct.error, KeyError, ValueError, TypeError):
         return None
     plain = all(tags.get(tag, (default,)) == (wanted,) for tag, (wanted, default) in RULES.items())
     if not plain or len(tags) != count or tags.get(BITS) != (8, 8, 8) or set(tags.get(FORMAT, (1,)) or ()) != {1}:
         return None
-    ends = [offset + bytes_ for offset, bytes_ in zip(offsets, sizes)]
-    if len(offsets) != len(sizes) or list(offsets[1:]) != ends[:-1]:
+    if not ends or len(offsets) != len(sizes) or list(offsets[1:]) != ends[:-1]:
         return None
     whole = 0 < sum(sizes) == width * length * 3 and offsets[0] >= 8 and ends[-1] <= size
     return (offsets[0], length, width) if whole else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hcd import prepare_output, write_json
+from hcd import files, prepare_output, write_json
 from hcd.files import empty_folder, new_run_folder, whole_write, writable_folder
 
 
@@ -74,7 +74,7 @@ def test_an_interruption_leaves_the_older_file_and_nothing_beside(tmp_path, erro
 def test_a_kill_at_any_moment_leaves_the_older_file_or_the_new_one(tmp_path):
     path, size = tmp_path / "a", 300_000
     path.write_bytes(b"\0" * size)
-    code = (f"import importlib.util; spec = importlib.util.spec_from_file_location('files', {whole_write.__code__.co_filename!r}); "
+    code = (f"import importlib.util; spec = importlib.util.spec_from_file_location('files', {files.__file__!r}); "
             "files = importlib.util.module_from_spec(spec); spec.loader.exec_module(files); number = 0\n"
             f"while True:\n number += 1\n with files.whole_write({str(path)!r}) as file:\n"
             f"  for _ in range(10): file.write(bytes([number % 256]) * {size // 10})\n  if number == 1: print(flush=True)")
@@ -86,6 +86,7 @@ def test_a_kill_at_any_moment_leaves_the_older_file_or_the_new_one(tmp_path):
             writer.send_signal(signal.SIGKILL)
         content = path.read_bytes()
         assert len(content) == size and len(set(content)) == 1
+        assert all(name.endswith(".part") for name in os.listdir(tmp_path) if name != "a")
         seen.add(content[0])
     assert len(seen) > 1
 

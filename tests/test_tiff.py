@@ -31,7 +31,8 @@ def test_plain_files_are_read_as_they_were_written(height, width):
 def test_several_strips_one_behind_the_other():
     rgb = noise(96, 96)
     content = tiff(rgb, *PLAIN, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 8)
-    assert content.count(struct.pack("<I", 8 * 96 * 3)) >= 12  # the sizes of twelve strips
+    sizes = struct.pack("<12H", *[8 * 96 * 3] * 12), struct.pack("<12I", *[8 * 96 * 3] * 12)
+    assert any(size in content for size in sizes)
     assert np.array_equal(plain_rgb(content), rgb)
 
 
@@ -48,7 +49,8 @@ def test_other_kinds_are_left_to_a_decoder():
 def test_a_file_cut_anywhere_is_not_plain():
     content = tiff(noise(96, 96), *PLAIN)
     for end in [*range(0, len(content) - 300, 977), *range(len(content) - 300, len(content) - 6)]:
-        assert plain_rgb(content[:end]) is None, end
+        refused = plain_rgb(content[:end]) is None
+        assert refused, end
 
 
 def test_damaged_directories_give_none_or_bytes_of_the_file():
@@ -65,5 +67,6 @@ def test_damaged_directories_give_none_or_bytes_of_the_file():
             kept += 1
             assert pixels.dtype == np.uint8
             assert pixels.size == 96 * 96 * 3
-            assert pixels.tobytes() in bytes(damaged)
+            inside = pixels.tobytes() in bytes(damaged)
+            assert inside
     assert 0 < kept < 20000

@@ -1,0 +1,265 @@
+"""The split equals sklearn's; the databunch hands out the right patches, normalised, in the right order."""
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from fastai.basic_data import DatasetType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
+
+import hcd
+from hcd import Recipe, make_databunch, read_cropped_image, stratified_split
+from hcd.data import CroppedImageList, find_device
+
+FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python >= 3.12, of torch's worker processes
+
+
+# split
+
+@pytest.mark.parametrize("rng_seed", [0, 1, 77, 2 ** 32 - 1])
+def test_split_equals_the_walkthroughs_call(sample, rng_seed):
+    labels = sample.labels["label"]
+    _, train, _, valid = train_test_split(sample.labels["id"], range(len(labels)), test_size=0.1, stratify=labels,
+                                          random_state=rng_seed)
+    train_idx, valid_idx = stratified_split(labels, rng_seed=rng_seed)
+    assert train_idx.tolist() == train and valid_idx.tolist() == valid
+    assert stratified_split(labels.tolist(), 0.1, np.random.RandomState(rng_seed))[1].tolist() == valid
+
+
+def test_split_without_a_seed_draws_anew_from_numpys_generator():
+    labels = np.arange(2000) % 2
+    state = np.random.get_state()
+    first, second = stratified_split(labels)[1], stratified_split(labels)[1]
+    assert first.tolist() != second.tolist()
+    np.random.set_state(state)
+    assert stratified_split(labels)[1].tolist() == first.tolist()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 300), st.integers(0, 300), st.floats(0.01, 0.99), st.integers(0, 2 ** 32 - 1))
+def test_split_is_disjoint_complete_and_stratified_within_one_or_refused(negatives, positives, fraction, rng_seed):
+    labels = np.random.default_rng(rng_seed).permutation(np.repeat([0, 1], [negatives, positives]))
+    n_valid, shares = int(np.ceil(fraction * len(labels))), fraction * np.array([negatives, positives])
+    try:
+        train, valid = stratified_split(labels, fraction, rng_seed)
+    except ValueError as error:
+        assert "each side needs both labels" in str(error)
+        # then one side's fair share of a label is below about one patch
+        assert min(shares) < 1.5 or min(np.array([negatives, positives]) - shares) < 1.5
+        return
+    assert sorted([*train, *valid]) == list(range(len(labels))) and len(valid) == n_valid
+    exact = n_valid * np.array([negatives, positives]) / len(labels)
+    assert np.abs(np.bincount(labels[valid], minlength=2) - exact).max() < 1
+    assert all(set(labels[side]) == {0, 1} for side in (train, valid))
+    assert train.dtype.kind == valid.dtype.kind == "i"
+    assert stratified_split(labels, fraction, rng_seed)[1].tolist() == valid.tolist()
+
+
+@pytest.mark.parametrize("labels, fraction, words", [
+    ([0, 1] * 20, 0, "valid_fraction=0"), ([0, 1] * 20, 1, "valid_fraction=1"), ([0, 1] * 20, -0.1, "valid_fraction=-0.1"),
+    ([0, 1] * 20, float("nan"), "valid_fraction=nan"), ([], 0.1, "0 labels"), ([0] * 40, 0.1, "{0: 40}"),
+    ([0] * 39 + [1], 0.1, "{0: 39, 1: 1}"), ([0, 1] * 5, 0.1, "10 labels"), ([0, 1] * 5, 0.95, "10 labels"),
+    ([0] * 98 + [1] * 2, 0.1, "{0: 98, 1: 2}"), ([0] * 98 + [1] * 2, 0.9, "{0: 98, 1: 2}"),
+])
+def test_a_split_that_leaves_a_side_without_a_label_is_refused(refused, labels, fraction, words):
+    with refused(ValueError, words):
+        stratified_split(labels, fraction, 0)
+
+
+# databunch
+
+@pytest.fixture(scope="module")
+def plain(sample, small_recipe, split):
+    """Databunch without augmentation, so that what it hands out can be computed."""
+    return make_databunch(sample, small_recipe.plain(), split[1], num_workers=0, device="cpu")
+
+
+def expected_batch(paths, recipe):
+    """Return the normalised centre crops of patches in float64, (N, 3, crop, crop)."""
+    crops = np.stack([hcd.read_image(path)[3:93, 3:93] / 255 for path in paths])
+    return ((crops - recipe.mean) / recipe.std).transpose(0, 3, 1, 2)
+
+
+def read_all(loader):
+    batches = list(loader)
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def test_items_are_the_files_of_the_split_in_table_order(sample, split, databunch):
+    for part, rows in ((databunch.train_ds, np.sort(split[0])), (databunch.valid_ds, split[1])):
+        assert part.x.items.tolist() == [sample.train_paths[row] for row in rows]
+        assert [part.y[n].data for n in range(len(part))] == sample.labels["label"][rows].tolist()
+
+
+def test_c3_items_are_files_below_the_data_folder(sample, databunch):
+    items = [*databunch.train_ds.items, *databunch.valid_ds.items, *databunch.test_ds.items]
+    assert len(items) == 72 and all(os.path.isfile(item) and item.startswith(f"{sample.root}{os.sep}") for item in items)
+    assert not any("//" in item for item in items)
+
+
+def test_test_items_stand_in_sorted_order(sample, databunch):
+    assert databunch.test_ds.items.tolist() == sample.test_paths == sorted(sample.test_paths)
+
+
+def test_classes_and_device(databunch):
+    assert databunch.classes == [0, 1] and databunch.c == 2 and databunch.device == torch.device("cpu")
+    assert databunch.path == databunch.train_ds.path
+
+
+def test_shapes_types_and_how_many_batches(databunch):
+    loaders = {"train": (databunch.train_dl, [8] * 5), "valid": (databunch.valid_dl, [8, 7]), "test": (databunch.test_dl, [8, 4]),
+               "fix": (databunch.fix_dl, [8] * 5 + [5]), "single": (databunch.single_dl, [1] * 15)}
+    for name, (loader, sizes) in loaders.items():
+        batches = list(loader)
+        assert [tuple(x.shape) for x, _ in batches] == [(size, 3, 90, 90) for size in sizes], name
+        assert all(x.dtype == torch.float32 and y.dtype == torch.int64 for x, y in batches), name
+        assert all(not inner.pin_memory or torch.cuda.is_available() for inner in (loader.dl,)), name
+
+
+def test_values_are_normalised_crops_with_their_labels(sample, split, plain, small_recipe):
+    x, y = read_all(plain.valid_dl)
+    assert np.abs(x.numpy() - expected_batch([sample.train_paths[row] for row in split[1]], small_recipe)).max() < 2e-6
+    assert y.tolist() == sample.labels["label"][split[1]].tolist()
+    x, y = read_all(plain.test_dl)
+    assert np.abs(x.numpy() - expected_batch(sample.test_paths, small_recipe)).max() < 2e-6 and not y.any()
+
+
+def test_normalisation_is_the_recipes(sample, split, small_recipe):
+    other = hcd.Recipe.sample(batch_size=8, mean=(0.1, 0.2, 0.3), std=(1, 2, 4)).plain()
+    x, _ = read_all(make_databunch(sample, other, split[1], num_workers=0, device="cpu").test_dl)
+    assert np.abs(x.numpy() - expected_batch(sample.test_paths, other)).max() < 2e-6
+
+
+def test_training_batches_are_shuffled_whole_and_without_repeats(sample, split, plain, small_recipe):
+    wanted = {crop.tobytes(): label for crop, label in zip(expected_batch([sample.train_paths[row] for row in split[0]], small_recipe)
+                                                          .astype(np.float32).round(3), sample.labels["label"][split[0]])}
+    orders = []
+    for _ in range(2):
+        x, y = read_all(plain.train_dl)
+        keys = [image.tobytes() for image in (x.numpy().astype(np.float64)).astype(np.float32).round(3)]
+        assert len(set(keys)) == 40 and sum(key in wanted and wanted[key] == label for key, label in zip(keys, y.tolist())) >= 36
+        orders.append(keys)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("part", ["train_ds", "valid_ds", "test_ds"])
+def test_k3_each_read_is_a_fresh_draw_in_validation_and_test_too(databunch, plain, part):
+    reads = [getattr(databunch, part)[2][0].data for _ in range(4)]
+    assert all(not torch.equal(reads[0], other) for other in reads[1:])
+    once, again = (getattr(plain, part)[2][0].data for _ in range(2))
+    assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("part", ["train_ds", "valid_ds", "test_ds"])
+def test_an_item_is_the_readers_crop_drawn_from_pythons_random(databunch, part):
+    dataset = getattr(databunch, part)
+    assert isinstance(dataset.x, CroppedImageList)
+    random.seed(5)
+    item = dataset[1][0].data
+    expected = read_cropped_image(dataset.x.items[1], rng=random.Random(5))
+    assert item.dtype == torch.float32 and np.array_equal(item.numpy(), expected.transpose(2, 0, 1))
+
+
+def test_the_recipe_goes_with_every_part(sample, split):
+    recipe = Recipe.sample(crop_size=64, max_shift=16, batch_size=8)
+    data = make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
+    for part in (data.train_ds, data.valid_ds, data.test_ds, data.fix_ds):
+        assert part.x.recipe is recipe and part[0][0].data.shape == (3, 64, 64)
+
+
+def test_a_batch_as_large_as_the_training_set_is_one_batch_and_a_larger_one_is_refused(sample, split, refused):
+    data = make_databunch(sample, Recipe.sample(batch_size=45), split[1], num_workers=0, device="cpu")
+    assert [len(y) for _, y in data.train_dl] == [45]
+    with refused(ValueError, "batch_size=46", "45 training patches", "give 45 or less"):
+        make_databunch(sample, Recipe.sample(batch_size=46), split[1], num_workers=0)
+
+
+@pytest.mark.parametrize("valid_idx", [[], [60], [-1], [3, 3], [0.5], np.arange(60) < 15], ids=str)
+def test_rows_that_are_none_or_named_twice_are_refused(sample, small_recipe, refused, valid_idx):
+    with refused(ValueError, f"{len(valid_idx)} entries", "rows 0 to 59"):
+        make_databunch(sample, small_recipe, valid_idx, num_workers=0)
+
+
+def test_show_batch_draws_denormalised_crops(plain):
+    import matplotlib.pyplot as plt
+
+    plain.show_batch(rows=2, figsize=(4, 4), ds_type=DatasetType.Valid)
+    images = [axis.images[0].get_array() for axis in plt.gcf().axes]
+    crops = [hcd.read_image(path)[3:93, 3:93] / 255 for path in plain.valid_ds.x.items[:4]]
+    assert len(images) == 4 and all(np.abs(image - crop).max() < 1e-5 for image, crop in zip(images, crops))
+
+
+@FORK
+def test_two_workers_hand_out_the_same_patches_in_the_same_order_as_none(sample, split, plain, small_recipe):
+    workers = make_databunch(sample, small_recipe.plain(), split[1], num_workers=2, device="cpu")
+    assert workers.train_dl.num_workers == 2 and plain.train_dl.num_workers == 0
+    for here, there in ((plain.valid_dl, workers.valid_dl), (plain.test_dl, workers.test_dl)):
+        assert all(torch.equal(a, b) for a, b in zip(read_all(here), read_all(there)))
+    assert len(read_all(workers.train_dl)[1]) == 40
+
+
+@FORK
+def test_two_workers_draw_afresh_each_pass_and_unlike_each_other(sample, split, small_recipe):
+    one = sample.labels["id"][split[1][0]]
+    twins = hcd.Dataset(sample.root, sample.labels, (one,) * 16, (one,) * 16)
+    os.symlink(sample.train_path(one), sample.test_path(one))
+    try:
+        data = make_databunch(twins, small_recipe, split[1], num_workers=2, device="cpu")
+        passes = [read_all(data.test_dl)[0] for _ in range(2)]
+    finally:
+        sample.test_path(one).unlink()
+    crops = [crop.numpy().tobytes() for batch in passes for crop in batch]
+    assert len(crops) == 32 and len(set(crops)) > 24  # one patch, read 32 times by two workers in two passes
+
+
+def test_workers_are_counted_when_none_are_named(sample, split, small_recipe):
+    data = make_databunch(sample, small_recipe, split[1], device="cpu")
+    assert data.train_dl.num_workers == min(16, len(os.sched_getaffinity(0)))
+
+
+def test_a_patch_that_cannot_be_read_any_more_stops_the_reading(copy_of_sample, split, small_recipe, refused):
+    data = make_databunch(hcd.open_dataset(copy_of_sample), small_recipe, split[1], num_workers=0, device="cpu")
+    path = data.valid_ds.x.items[3]
+    open(path, "wb").close()
+    with refused(ValueError, path, "0 bytes"):
+        list(data.valid_dl)
+
+
+# device and generators
+
+def test_devices(refused):
+    assert find_device("cpu") == torch.device("cpu") and find_device(torch.device("cpu")) == torch.device("cpu")
+    assert find_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for device in ("banana", "cuda:99", 99):
+        with refused(ValueError, f"device='{device}'", "cannot be used here"):
+            find_device(device)
+
+
+def draws():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+@pytest.fixture
+def settings_kept():
+    cudnn = torch.backends.cudnn
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state(), cudnn.deterministic, cudnn.benchmark
+    yield
+    random.setstate(kept[0])
+    np.random.set_state(kept[1])
+    torch.set_rng_state(kept[2])
+    cudnn.deterministic, cudnn.benchmark = kept[3:]
+
+
+def test_set_rng_seed_repeats_all_three_generators_and_none_leaves_them(settings_kept):
+    hcd.set_rng_seed(3)
+    first, second = draws(), draws()
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    hcd.set_rng_seed(4)
+    assert all(a != b for a, b in zip(draws(), first))
+    hcd.set_rng_seed(3)
+    assert draws() == first
+    hcd.set_rng_seed(None)
+    assert draws() == second
