@@ -114,7 +114,7 @@ def find_device(device=None):
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = str(error).splitlines()[0].split(". ")[0][:120]
         raise ValueError(f"device={str(device)!r} cannot be used here ({reason}); use \"cpu\" or leave it out") from error
     return torch.device(device)
 

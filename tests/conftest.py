@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib, and for the processes that tests start
+import hcd  # noqa: E402  before a test imports fastai, which warns of its age unless hcd has imported it quietly
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 REMEDY = re.compile(r"\b(add|ask|build|change|check|compute|convert|copy|correct|did you mean|finish|free|freeze|get|give|install"
@@ -60,8 +61,6 @@ def shared():
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     """The synthetic data set, 60 labelled and 12 test patches; read it only, `copy_of_sample` may be damaged."""
-    import hcd
-
     return hcd.make_sample(tmp_path_factory.mktemp("sample") / "data", train=60, test=12)
 
 
@@ -74,31 +73,23 @@ def copy_of_sample(sample, tmp_path):
 @pytest.fixture(scope="session")
 def small_recipe():
     """The recipe of `databunch` and `learner`: the smallest architecture and the shortest of everything."""
-    import hcd
-
     return hcd.Recipe.sample(arch="squeezenet1_1", batch_size=8, sweep_iterations=4, head_epochs=1, finetune_epochs=1, tta_passes=2)
 
 
 @pytest.fixture(scope="session")
 def split(sample, small_recipe):
     """Row positions of the training and of the validation patches of `sample`: 45 and 15."""
-    import hcd
-
     return hcd.stratified_split(sample.labels["label"], small_recipe.valid_fraction, small_recipe.rng_seed)
 
 
 @pytest.fixture(scope="session")
 def databunch(sample, small_recipe, split):
     """Databunch on `sample`, on the CPU, read in this process."""
-    import hcd
-
     return hcd.make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def learner(databunch, small_recipe, tmp_path_factory):
     """Untrained learner on `databunch`, always the same weights; build another one to train or to change."""
-    import hcd
-
     hcd.set_rng_seed(0)
     return hcd.get_learner(databunch, small_recipe, path=tmp_path_factory.mktemp("learner"))

@@ -22,7 +22,7 @@ FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Pytho
 @pytest.mark.parametrize("rng_seed", [0, 1, 77, 2 ** 32 - 1])
 def test_split_equals_the_walkthroughs_call(sample, rng_seed):
     labels = sample.labels["label"]
-    _, train, _, valid = train_test_split(sample.labels["id"], range(len(labels)), test_size=0.1, stratify=labels,
+    _, _, train, valid = train_test_split(sample.labels["id"], range(len(labels)), test_size=0.1, stratify=labels,
                                           random_state=rng_seed)
     train_idx, valid_idx = stratified_split(labels, rng_seed=rng_seed)
     assert train_idx.tolist() == train and valid_idx.tolist() == valid
@@ -38,7 +38,7 @@ def test_split_without_a_seed_draws_anew_from_numpys_generator():
     assert stratified_split(labels)[1].tolist() == first.tolist()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 300), st.integers(0, 300), st.floats(0.01, 0.99), st.integers(0, 2 ** 32 - 1))
 def test_split_is_disjoint_complete_and_stratified_within_one_or_refused(negatives, positives, fraction, rng_seed):
     labels = np.random.default_rng(rng_seed).permutation(np.repeat([0, 1], [negatives, positives]))
@@ -133,16 +133,18 @@ def test_normalisation_is_the_recipes(sample, split, small_recipe):
     assert np.abs(x.numpy() - expected_batch(sample.test_paths, other)).max() < 2e-6
 
 
-def test_training_batches_are_shuffled_whole_and_without_repeats(sample, split, plain, small_recipe):
-    wanted = {crop.tobytes(): label for crop, label in zip(expected_batch([sample.train_paths[row] for row in split[0]], small_recipe)
-                                                          .astype(np.float32).round(3), sample.labels["label"][split[0]])}
+def test_training_batches_are_shuffled_and_without_repeats(sample, split, plain, small_recipe):
+    rows = np.sort(split[0])
+    known = expected_batch([sample.train_paths[row] for row in rows], small_recipe)[:, :, 0].reshape(45, 270)
     orders = []
     for _ in range(2):
         x, y = read_all(plain.train_dl)
-        keys = [image.tobytes() for image in (x.numpy().astype(np.float64)).astype(np.float32).round(3)]
-        assert len(set(keys)) == 40 and sum(key in wanted and wanted[key] == label for key, label in zip(keys, y.tolist())) >= 36
-        orders.append(keys)
-    assert orders[0] != orders[1]
+        apart = np.abs(x[:, :, 0].reshape(40, 1, 270).numpy() - known).max(axis=2)  # (read, known)
+        found = apart.argmin(axis=1)
+        assert apart.min(axis=1).max() < 2e-6 and len(set(found)) == 40
+        assert y.tolist() == sample.labels["label"][rows[found]].tolist()
+        orders.append(found.tolist())
+    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
 
 
 @pytest.mark.parametrize("part", ["train_ds", "valid_ds", "test_ds"])

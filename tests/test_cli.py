@@ -1,0 +1,275 @@
+"""The command line: what it prints, writes and returns, and one line instead of a traceback for wrong input."""
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import papermill
+import pytest
+from nbclient.exceptions import DeadKernelError
+
+from hcd import Recipe, cli, load_bundle, predict_image, save_bundle
+from hcd.cli import main
+from hcd.runner import InputError
+
+METRICS = {"valid_accuracy": 0.91234, "valid_auc": 0.98765, "test_auc": 0.87654}
+
+
+@pytest.fixture(scope="module")
+def model(learner, tmp_path_factory):
+    return save_bundle(learner, tmp_path_factory.mktemp("cli") / "model")
+
+
+@pytest.fixture
+def notebook(monkeypatch, tmp_path):
+    """Stand in for the notebook: record the call, leave metrics.json; set `.error` to fail instead."""
+    class Notebook:
+        error, calls = None, []
+
+    Notebook.calls = []
+
+    def run_notebook(output, parameters):
+        Notebook.calls.append((output, parameters))
+        (output / "walkthrough.ipynb").touch()
+        if Notebook.error:
+            raise Notebook.error
+        (output / "metrics.json").write_text(json.dumps(METRICS))
+
+    monkeypatch.setattr(cli, "run_notebook", run_notebook)
+    monkeypatch.chdir(tmp_path)
+    return Notebook
+
+
+def refused(capfd, arguments, *texts):
+    """Require exit code 2 and one line that says what is wrong."""
+    assert main(list(map(str, arguments))) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith("hcd: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert "Traceback" not in err
+    for text in texts:
+        assert text in err
+    return out
+
+
+def test_predict_prints_path_label_probability(model, sample, capfd):
+    paths = sample.test_paths[:3]
+    assert main(["predict", str(model), *paths]) == 0
+    out, err = capfd.readouterr()
+    expected = [predict_image(load_bundle(model), path) for path in paths]
+    assert out.splitlines() == [f"{p.path}\t{p.label}\t{p.probability:.6f}" for p in expected]
+    assert err == ""
+
+
+def test_new_process_and_other_thread_count_give_the_same_probabilities(model, sample, learner, tmp_path):
+    """A copy of the folder alone, in another process on one thread, answers as the model in this process."""
+    shutil.copytree(model, tmp_path / "elsewhere")
+    names = [Path(path).name for path in sample.test_paths]
+    for path in sample.test_paths:
+        shutil.copy(path, tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    answer = subprocess.run([sys.executable, "-m", "hcd.cli", "predict", "elsewhere", *names, "--csv", "answers.csv"],
+                            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    here = {Path(path).name: predict_image(load_bundle(model), path) for path in sample.test_paths}
+    lines = [line.split("\t") for line in answer.stdout.splitlines()]
+    assert [line[0] for line in lines] == names
+    with open(tmp_path / "answers.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["path", "label", "probability"]
+    assert [row[0] for row in rows[1:]] == names
+    for (name, label, probability), line in zip(rows[1:], lines):
+        assert float(probability) == pytest.approx(here[name].probability, abs=1e-6)
+        assert label == line[1] == here[name].label
+        assert line[2] == f"{float(probability):.6f}"
+
+
+def test_process_exits_with_2_and_one_line(tmp_path):
+    answer = subprocess.run([sys.executable, "-m", "hcd.cli", "predict", "nowhere", "x.tif"], cwd=tmp_path, capture_output=True,
+                            text=True, timeout=300)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr == "hcd: nowhere/card.json is missing; a model folder holds card.json and model.safetensors, copy both\n"
+
+
+def test_model_that_is_no_model(model, sample, tmp_path, capfd):
+    image = sample.test_paths[0]
+    refused(capfd, ["predict", tmp_path / "nowhere", image], "nowhere/card.json is missing")
+    refused(capfd, ["predict", tmp_path, image], "card.json is missing")
+    (tmp_path / "model.txt").write_text("not a model")
+    refused(capfd, ["predict", tmp_path / "model.txt", image], "model.txt/card.json is missing")
+    broken = shutil.copytree(model, tmp_path / "broken")
+    (broken / "model.safetensors").write_text("not weights")
+    refused(capfd, ["predict", broken, image], "has 11 bytes where the card's model needs")
+    (broken / "card.json").write_text("not\na card")
+    refused(capfd, ["predict", broken, image], "card.json is no JSON")
+
+
+def write_image(path, pixels):
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+def test_images_that_are_no_patch(model, tmp_path, capfd, sample):
+    good = sample.test_paths[0]
+    (tmp_path / "text.tif").write_text("not an image")
+    (tmp_path / "empty.tif").touch()
+    (tmp_path / "half.tif").write_bytes(Path(good).read_bytes()[:9000])
+    bad = {
+        tmp_path / "nowhere.tif": "does not exist", tmp_path: "is no file", tmp_path / "text.tif": "cannot be decoded",
+        tmp_path / "empty.tif": "(0 bytes) cannot be decoded", tmp_path / "half.tif": "half.tif",
+        write_image(tmp_path / "large.tif", np.zeros((100, 96, 3), np.uint8)): "is 96 x 100 px",
+        write_image(tmp_path / "grey.tif", np.zeros((96, 96), np.uint8)): "has 1 channel(s) of uint8",
+        write_image(tmp_path / "deep.tif", np.zeros((96, 96, 3), np.uint16)): "of uint16",
+        write_image(tmp_path / "alpha.png", np.zeros((96, 96, 4), np.uint8)): "has 4 channel(s)",
+    }
+    for path, text in bad.items():
+        out = refused(capfd, ["predict", model, good, path, "--csv", tmp_path / "answers.csv"], text, str(path))
+        assert out == ""  # no half of an answer
+    assert not (tmp_path / "answers.csv").exists()
+
+
+def test_csv_that_cannot_be_written(model, sample, tmp_path, capfd):
+    refused(capfd, ["predict", model, sample.test_paths[0], "--csv", tmp_path / "no" / "answers.csv"], "cannot be written")
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["predict"], ["predict", "model"], ["run", "--batch-size", "many"],
+                                       ["run", "--mean", "1", "2"], ["run", "--no-such-flag"]])
+def test_wrong_usage(arguments, capfd):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: hcd" in capfd.readouterr().err
+
+
+def test_run_passes_the_settings_on(notebook, sample, tmp_path, capfd):
+    flags = ["--data", sample.root, "--output", "out", "--workers", "0", "--device", "cpu", "--remove-outliers", "--back-to-stage1",
+             "--arch", "resnet34", "--no-pretrained", "--batch-size", "16", "--head-max-lr", "0.01", "--finetune-max-lr", "1e-5",
+             "1e-4", "--sweep-weight-decays", "0.1", "--rng-seed", "7", "--no-flips"]
+    assert main(["run", *map(str, flags)]) == 0
+    (output, parameters), = notebook.calls
+    assert output == tmp_path / "out"
+    changes = {"arch": "resnet34", "pretrained": False, "batch_size": 16, "head_max_lr": 0.01, "finetune_max_lr": [1e-5, 1e-4],
+               "sweep_weight_decays": [0.1], "rng_seed": 7, "flips": False}
+    assert parameters == {"data_folder": str(sample.root), "recipe_changes": changes, "num_workers": 0, "device": "cpu",
+                          "remove_outliers": True, "back_to_stage1": True}
+    json.dumps(parameters)  # papermill writes them into the notebook
+    printed = capfd.readouterr().out
+    for text in ("0.9123", "0.9877", "0.8765", str(tmp_path / "out" / "walkthrough.html"), str(tmp_path / "out" / "model")):
+        assert text in printed
+
+
+def test_run_alone_changes_nothing_and_makes_a_folder_of_its_own(notebook, tmp_path):
+    assert main(["run"]) == main(["run"]) == 0
+    (first, parameters), (second, _) = notebook.calls
+    assert first != second and first.parent == second.parent == tmp_path / "outputs"
+    assert parameters == {"data_folder": "", "recipe_changes": {}, "num_workers": None, "device": None, "remove_outliers": False,
+                          "back_to_stage1": False}
+
+
+def test_every_value_of_the_recipe_has_a_flag(notebook):
+    for field in fields(Recipe):
+        value = getattr(Recipe.sample(), field.name)
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            given, wanted = [flag], True
+        elif isinstance(value, tuple):
+            given, wanted = [flag, *map(str, value)], list(value)
+        else:
+            given, wanted = [flag, str(value)], value
+        if field.name != "pretrained":  # would download weights
+            assert main(["run", *given]) == 0
+            assert notebook.calls[-1][1]["recipe_changes"] == {field.name: wanted}
+
+
+def test_wrong_settings_start_nothing(notebook, sample, tmp_path, capfd):
+    refused(capfd, ["run", "--max-shift", "4"], "max_shift=4 px leaves the patch: crop_size=90 allows 0 to 3; lower one")
+    refused(capfd, ["run", "--batch-size", "0"], "batch_size=0 is too small")
+    refused(capfd, ["run", "--head-dropout", "nan"], "head_dropout=nan")
+    refused(capfd, ["run", "--arch", "densenet170"], "arch='densenet170' is no model", "densenet169")
+    refused(capfd, ["run", "--arch", "vit_b_16"], "arch='vit_b_16' cannot be made into body and head")
+    refused(capfd, ["run", "--device", "abacus"], "device='abacus' cannot be used here")
+    refused(capfd, ["run", "--workers", "-1"], "--workers -1 is no count; give 0 or more")
+    (tmp_path / "file").touch()
+    refused(capfd, ["run", "--output", "file"], "file is a file; name a folder")
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "metrics.json").write_text("{}")
+    refused(capfd, ["run", "--output", "earlier"], "earlier holds an earlier run (metrics.json)")
+    assert (earlier / "metrics.json").read_text() == "{}"
+    assert notebook.calls == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "file"]  # no folder for a run that never was
+
+
+def test_no_weights_offline(notebook, tmp_path, capfd, monkeypatch):
+    import torch
+
+    def offline(*_):
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    refused(capfd, ["run", "--pretrained"], "no pretrained weights for resnet18", "use pretrained=False")
+    assert notebook.calls == []
+
+
+def rewrite(path, change):
+    path.write_text(change(path.read_text()))
+
+
+@pytest.mark.parametrize("damage, text", [
+    (lambda root: shutil.rmtree(root), "is no folder; name the folder that holds train/<id>.tif"),
+    (lambda root: [shutil.rmtree(root), root.mkdir()], "train_labels.csv is missing"),
+    (lambda root: (root / "sample_submission.csv").unlink(), "sample_submission.csv is missing"),
+    (lambda root: rewrite(root / "train_labels.csv", lambda text: text.replace("id,label", "id,class")), "no 'label'"),
+    (lambda root: rewrite(root / "train_labels.csv", lambda text: text.replace(",1\n", ",2\n", 1)), "label '2' of id"),
+    (lambda root: rewrite(root / "train_labels.csv", lambda text: text + text.splitlines()[1] + "\n"), "is used twice"),
+    (lambda root: next((root / "train").iterdir()).unlink(), "is missing although train_labels.csv lists it"),
+    (lambda root: (root / "test" / "extra.tif").touch(), "extra.tif has no row in sample_submission.csv"),
+])
+def test_wrong_data_starts_nothing(notebook, copy_of_sample, tmp_path, capfd, damage, text):
+    damage(copy_of_sample)
+    refused(capfd, ["run", "--data", copy_of_sample, "--no-pretrained", "--arch", "squeezenet1_1"], text)
+    assert notebook.calls == []
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_settings_that_the_notebook_turns_down(notebook, tmp_path, capfd):
+    notebook.error = InputError("patch 7 is\nunreadable; restore it")
+    refused(capfd, ["run"], "hcd: patch 7 is unreadable; restore it")
+    assert list((tmp_path / "outputs").iterdir()) == []  # its folder holds nothing of worth
+    refused(capfd, ["run", "--output", "mine"], "unreadable")
+    assert (tmp_path / "mine" / "walkthrough.ipynb").exists()  # a folder that was named is left alone
+
+
+def test_cell_that_fails_later(notebook, tmp_path, capfd):
+    notebook.error = papermill.PapermillExecutionError(3, 7, "# In [19]\nlearner.fit()", "RuntimeError", "out of memory", ["..."])
+    assert main(["run", "--output", "out"]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith("hcd: In [19] failed with RuntimeError: out of memory;") and str(tmp_path / "out") in err
+    assert err.count("\n") == 1
+
+
+def test_killed_kernel_and_interrupt(notebook, capfd):
+    notebook.error = DeadKernelError("Kernel died")
+    assert main(["run", "--output", "out"]) == 1
+    assert "the notebook's process was killed" in capfd.readouterr().err
+    notebook.error = KeyboardInterrupt()
+    assert main(["run", "--output", "out2"]) == 130
+    assert capfd.readouterr().err == "hcd: stopped; what was finished stays where it is\n"
+
+
+def test_damaged_patch_stops_the_notebook_in_its_first_cell(copy_of_sample, tmp_path, capfd, monkeypatch):
+    """The one test here that starts a kernel."""
+    monkeypatch.chdir(tmp_path)
+    patch = sorted((copy_of_sample / "train").iterdir())[5]
+    patch.write_bytes(b"not an image")
+    assert main(["run", "--data", str(copy_of_sample), "--no-pretrained", "--arch", "squeezenet1_1", "--device", "cpu"]) == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("hcd: 1 of 72 patches cannot be used: ")
+    assert str(patch) in last and "cannot be decoded" in last
+    assert list((tmp_path / "outputs").iterdir()) == []
