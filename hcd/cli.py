@@ -2,11 +2,13 @@
 import argparse
 import csv
 import json
+import os
 import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
 
+import cv2
 import papermill
 from nbclient.exceptions import DeadKernelError
 
@@ -21,6 +23,9 @@ from .runner import InputError, run_notebook
 def main(arguments=None):
     """Run the command line; returns the exit code: 0 done, 1 failed on the way, 2 wrong input."""
     options = _parser().parse_args(arguments)
+    # of a damaged image OpenCV would print lines of its own, here and in the notebook's process
+    cv2.setLogLevel(0)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
         return options.command(options)
     except (InputError, ValueError, TypeError, OSError) as error:

@@ -93,7 +93,7 @@ class Learner(fastai.basic_train.Learner):
             raise ValueError(f"{source} holds no optimiser state; load it with with_opt=False")
         try:
             self.model.load_state_dict(state["model"] if has_opt else state, strict=strict)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()[:160]
             raise ValueError(f"{source} holds the weights of another model ({reason}); build the learner with the arch that was "
                              "saved") from error
@@ -102,7 +102,7 @@ class Learner(fastai.basic_train.Learner):
                 self.create_opt(fastai.basic_train.defaults.lr, self.wd)
             try:
                 self.opt.load_state_dict(state["opt"])
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(f"{source} holds the optimiser state of other trainable layers ({error}); freeze or unfreeze as "
                                  "when it was saved, or load it with with_opt=False") from error
         del state

@@ -86,7 +86,10 @@ def load_bundle(folder):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; a model folder holds {CARD} and {WEIGHTS}, copy both")
     card, recipe = read_card(folder / CARD)
-    model = build_shapes(recipe)  # a card cannot ask for memory that its weights do not need
+    try:
+        model = build_shapes(recipe)  # a card cannot ask for memory that its weights do not need
+    except ValueError as error:
+        raise ValueError(f"{folder / CARD}: {str(error)[:300]}") from error
     model.load_state_dict(_read_weights(folder / WEIGHTS, card["weights_sha256"], model.state_dict()), assign=True)
     return Bundle(model.eval(), recipe, card)
 
@@ -136,7 +139,9 @@ def load_export(path, trust=False):
     if trust is not True:
         raise ValueError(f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only for a file of your "
                          "own, and hand models on with save_bundle")
-    return load_trusted_export(path)
+    learner = load_trusted_export(path)
+    learner.data.single_dl.dl.pin_memory = False  # fastai passes the option on to every loader but this one
+    return learner
 
 
 def _read_weights(path, wanted_hash, shapes):

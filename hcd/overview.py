@@ -71,4 +71,5 @@ def _plot(interp, classes, rng, title, draw):
 
 def _caption(interp, i, classes):
     predicted, actual = int(interp.pred_class[i]), int(interp.y_true[i])
-    return f"{classes[predicted]} / {classes[actual]} / {float(interp.losses[i]):.2f} / {float(interp.preds[i, actual]):.2f}"
+    loss, probability = max(float(interp.losses[i]), 0.0), float(interp.preds[i, actual])  # without -0.00
+    return f"{classes[predicted]} / {classes[actual]} / {loss:.2f} / {probability:.2f}"

@@ -203,7 +203,7 @@ def test_faults_of_rows_are_named_with_their_row(copy_of_sample):
     with open(copy_of_sample / "sample_submission.csv", "a") as file:
         file.write("stranger,0\n")
     answers = rows(copy_of_sample, "test_labels.csv")
-    answers[1:].to_csv(copy_of_sample / "test_labels.csv", index=False)
+    pd.concat([answers[1:], pd.DataFrame({"id": ["outsider"], "label": ["3"]})]).to_csv(copy_of_sample / "test_labels.csv", index=False)
     found = findings(copy_of_sample)
     assert found.pop("conflicting_labels") == [f"train_labels.csv: id {ids[0]!r} has both"]
     assert found.pop("missing") == ["test/stranger.tif"]
@@ -213,7 +213,10 @@ def test_faults_of_rows_are_named_with_their_row(copy_of_sample):
         *(f"train_labels.csv: row {last + k}, id {added['id'][k]!r} is used twice" for k in range(3)),
         *(f"train_labels.csv: row {last + k}, id {added['id'][k]!r} is no file name" for k in (3, 4, 5)),
         *(f"train_labels.csv: row {row + 2}, label {label!r} is neither 0 nor 1" for row, label in labels.items()),
-        *(f"test_labels.csv: has no row of the test id {patch_id!r}" for patch_id in sorted([answers["id"][0], "stranger"]))]
+        "test_labels.csv: row 13, label '3' is neither 0 nor 1",
+        f"test_labels.csv: has no row of the test id {answers['id'][0]!r}",
+        "sample_submission.csv: has no row of the test id 'outsider'",
+        "test_labels.csv: has no row of the test id 'stranger'"]
     assert not found
     counts = check(copy_of_sample).counts
     assert counts["label_0"] + counts["label_1"] == 57

@@ -125,7 +125,7 @@ def test_card_tells_all(saved, sample):
     assert card["metrics"] == {"validation AUC": 0.987, "stage1": {"accuracy": 0.5}, "mean": [0.5]}
     assert card["data_fingerprint"] == "ab12"
     assert card["weights_sha256"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
-    assert card["versions"]["torch"] == torch.__version__ and card["versions"]["opencv"].startswith("4.")
+    assert torch.__version__.startswith(card["versions"]["torch"]) and card["versions"]["opencv"].startswith("4.")
     assert "Not a medical device" in card["limits"] and "same slides" in card["limits"]
     assert load_bundle(saved).card == card
 
@@ -232,7 +232,7 @@ def test_unknown_field(folder):
     ({"arch": "__import__"}, "is no model of torchvision"), ({"arch": "vit_h_14"}, "arch='vit_h_14' cannot be"),
     ({"arch": "get_model"}, "is no model of torchvision"), ({"flips": "yes"}, "flips='yes' is not True or False"),
     ({"valid_fraction": 10 ** 400}, "valid_fraction="), ({"mean": list(range(50_000))}, "mean="),
-    ({"arch": "x" * 900_000}, "no model of torchvision"), ({"max_shift": -1}, "max_shift=-1"), ({"rng_seed": 0.5}, "rng_seed=0.5"),
+    ({"arch": "x" * 900_000}, "arch='xxx"), ({"max_shift": -1}, "max_shift=-1"), ({"rng_seed": 0.5}, "rng_seed=0.5"),
 ])
 def test_wrong_recipe(folder, change, text):
     card = read_json(folder)
@@ -242,7 +242,7 @@ def test_wrong_recipe(folder, change, text):
 
 def test_absurd_patch_size_builds_nothing_and_fits_no_patch(folder, sample):
     card = read_json(folder)
-    write_json(folder, {**card, "recipe": {**card["recipe"], "original_size": 10 ** 400, "crop_size": 10 ** 400}})
+    write_json(folder, {**card, "recipe": {**card["recipe"], "original_size": 10 ** 400}})
     with pytest.raises(ValueError, match="is 96 x 96 px; the recipe reads patches of 1000"):
         predict_image(load_bundle(folder), sample.test_paths[0])
 
@@ -287,13 +287,17 @@ def test_one_flipped_bit(folder):
     refused(folder, "SHA-256 differs")
 
 
-@pytest.mark.parametrize("size", [0, 7, 1000, -1])
-def test_truncated_weights(folder, size):
+@pytest.mark.parametrize("size, first, then", [
+    (0, "has 0 bytes where", "has 0 bytes where"), (7, "has 7 bytes where", "has 7 bytes where"),
+    (-50_000, "bytes where the card's model needs", "bytes where the card's model needs"),
+    (-1, "SHA-256 differs", "is no safetensors file"),  # less than the header's own length is missing
+])
+def test_truncated_weights(folder, size, first, then):
     content = (folder / "model.safetensors").read_bytes()[:size]
     (folder / "model.safetensors").write_bytes(content)
-    refused(folder, "bytes where the card's model needs")
+    refused(folder, first)
     name_weights(folder)
-    refused(folder, "bytes where the card's model needs")
+    refused(folder, then)
 
 
 def test_grown_weights(folder):
@@ -417,7 +421,8 @@ def test_pickle_under_another_name_runs_nothing(folder, tmp_path, name, dump):
 
 @pytest.fixture(scope="module")
 def exported(learner):
-    learner.export("export.pkl")
+    with open(learner.path / "export.pkl", "wb") as file:  # fastai does not close one that it is given by name
+        learner.export(file)
     return learner.path / "export.pkl"
 
 

@@ -67,7 +67,7 @@ def expected_caption(interp, position, names):
     """Compute a caption from the model's probabilities alone."""
     probabilities = interp.preds[position].numpy()
     actual = interp.learn.data.valid_ds.y.items[position]
-    loss = -np.log(probabilities[actual])
+    loss = max(-np.log(probabilities[actual]), 0.0)
     return f"{names[probabilities.argmax()]} / {names[actual]} / {loss:.2f} / {probabilities[actual]:.2f}"
 
 
