@@ -1,4 +1,5 @@
 """hcd: the histopathologic cancer detection walkthrough in fastai v1, on today's torch."""
+from .check import CheckReport, check_dataset
 from .compat import Learner
 from .data import CroppedImageList, make_databunch, set_rng_seed, stratified_split
 from .dataset import Dataset, open_dataset, verify_patches
@@ -18,10 +19,10 @@ from .sweep import sweep_weight_decay
 
 __version__ = "0.1.0"
 __all__ = [
-    "CroppedImageList", "Dataset", "Learner", "Recipe", "channel_statistics", "check_machine", "choose_patches", "get_heatmap",
-    "get_learner", "grad_cam", "hooked_backward", "load_bundle", "load_export", "make_databunch", "make_sample", "open_dataset",
-    "plot_draws", "plot_heatmap_overview", "plot_outliers", "plot_overview", "plot_patches", "plot_prediction", "plot_roc",
-    "plot_sweep", "predict_image", "predict_tta", "prepare_output", "read_cropped_image", "read_image", "save_bundle",
-    "score_predictions", "set_rng_seed", "stratified_split", "sweep_weight_decay", "verify_patches", "write_json",
-    "write_submission",
+    "CheckReport", "CroppedImageList", "Dataset", "Learner", "Recipe", "channel_statistics", "check_dataset",
+    "check_machine", "choose_patches", "get_heatmap", "get_learner", "grad_cam", "hooked_backward", "load_bundle",
+    "load_export", "make_databunch", "make_sample", "open_dataset", "plot_draws", "plot_heatmap_overview", "plot_outliers",
+    "plot_overview", "plot_patches", "plot_prediction", "plot_roc", "plot_sweep", "predict_image", "predict_tta",
+    "prepare_output", "read_cropped_image", "read_image", "save_bundle", "score_predictions", "set_rng_seed",
+    "stratified_split", "sweep_weight_decay", "verify_patches", "write_json", "write_submission",
 ]

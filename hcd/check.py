@@ -3,12 +3,11 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from .dataset import LAYOUT, read_table, row_faults, visible_files
-from .reader import map_patches, read_patch
+from .reader import decode_image, map_patches, read_patch
 from .recipe import Recipe
 from .stats import BRIGHT_ABOVE, DARK_BELOW
 
@@ -142,8 +141,8 @@ def _inspect(path, recipe):
     """Return (remark or None, SHA-1 of the pixels), or (finding, error) for a file that is no patch."""
     try:
         patch = read_patch(path, recipe)
-    except (ValueError, OSError, cv2.error) as error:  # OpenCV raises its own for sizes beyond its limits
-        image = isinstance(error, ValueError) and cv2.imread(path, cv2.IMREAD_UNCHANGED) is not None
+    except (ValueError, OSError) as error:
+        image = isinstance(error, ValueError) and decode_image(Path(path).read_bytes()) is not None
         return "not_a_patch" if image else "unreadable", error
     kind = "too_dark" if patch.max() < DARK_BELOW else "too_bright" if patch.min() > BRIGHT_ABOVE else None
     return kind, hashlib.sha1(patch).digest()

@@ -1,4 +1,4 @@
-"""`hcd run | predict`: parse, call, print."""
+"""`hcd run | predict | check`: parse, call, print."""
 import argparse
 import csv
 import json
@@ -12,6 +12,7 @@ import cv2
 import papermill
 from nbclient.exceptions import DeadKernelError
 
+from .check import check_dataset
 from .dataset import open_dataset
 from .export import load_bundle, predict_image
 from .files import new_run_folder, prepare_output, whole_write
@@ -24,7 +25,7 @@ def main(arguments=None):
     """Run the command line; returns the exit code: 0 done, 1 failed on the way, 2 wrong input."""
     options = _parser().parse_args(arguments)
     # of a damaged image OpenCV would print lines of its own, here and in the notebook's process
-    cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
         return options.command(options)
@@ -81,6 +82,13 @@ def predict(options):
     return 0
 
 
+def check(options):
+    """Print what is wrong with a data set; 0 when nothing is, 1 otherwise."""
+    report = check_dataset(options.data)
+    print(json.dumps(report.as_dict(), indent=1) if options.json else report.text())
+    return 0 if report.clean else 1
+
+
 def _parser():
     parser = argparse.ArgumentParser(prog="hcd", description="Histopathologic cancer detection in fastai v1.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -100,6 +108,10 @@ def _parser():
     command.add_argument("model", metavar="MODEL", help="folder that `hcd run` or save_bundle wrote")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="96 x 96 px RGB image file")
     command.add_argument("--csv", metavar="FILE", help="write the lines to this CSV file too")
+    command = commands.add_parser("check", help="read every file of a data set and report all that is wrong")
+    command.set_defaults(command=check)
+    command.add_argument("data", metavar="DIR", help="folder in the competition's layout")
+    command.add_argument("--json", action="store_true", help="print everything as JSON, for machines")
     return parser
 
 

@@ -118,7 +118,9 @@ def load_trusted_export(path):
     state = torch.load(path, map_location="cpu", weights_only=False)
     model, source = state.pop("model"), fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data"))
     callbacks, kind = state.pop("cb_state"), state.pop("cls")
-    learner = kind(source.databunch(device="cpu", num_workers=0, pin_memory=False), model, **state)
+    data = source.databunch(device="cpu", num_workers=0, pin_memory=False)
+    data.single_dl.dl.pin_memory = False  # fastai passes the option on to every loader but this one, and torch warns
+    learner = kind(data, model, **state)
     learner.callback_fns = state["callback_fns"]
     learner.callbacks = [fastai.basic_train.load_callback(kind, kept, learner) for kind, kept in callbacks.items()]
     return learner

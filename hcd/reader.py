@@ -34,8 +34,7 @@ def read_image(path):
     image = plain_rgb(content)
     if image is not None:
         return image
-    # cv2.imread would turn grey, 16-bit and alpha images into 8-bit colour in silence; UNCHANGED shows what is there.
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    image = decode_image(content)
     if image is None:
         raise ValueError(f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or of another kind, "
                          "restore it from the data set")
@@ -44,6 +43,17 @@ def read_image(path):
         raise ValueError(f"{path} has {channels} channel(s) of {image.dtype}; a patch is 8-bit RGB with 3, convert or "
                          "restore it")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def decode_image(content):
+    """Return an image file's bytes as the array that they hold, channels in OpenCV's order; None where they hold none.
+
+    cv2.imread would turn grey, 16-bit and alpha images into 8-bit colour in silence; UNCHANGED shows what is there.
+    """
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    except cv2.error:  # a header that claims more pixels than OpenCV takes
+        return None
 
 
 def read_patch(path, recipe=Recipe()):

@@ -203,7 +203,8 @@ def test_faults_of_rows_are_named_with_their_row(copy_of_sample):
     with open(copy_of_sample / "sample_submission.csv", "a") as file:
         file.write("stranger,0\n")
     answers = rows(copy_of_sample, "test_labels.csv")
-    pd.concat([answers[1:], pd.DataFrame({"id": ["outsider"], "label": ["3"]})]).to_csv(copy_of_sample / "test_labels.csv", index=False)
+    outsider = pd.DataFrame({"id": ["outsider"], "label": ["3"]})
+    pd.concat([answers[1:], outsider]).to_csv(copy_of_sample / "test_labels.csv", index=False)
     found = findings(copy_of_sample)
     assert found.pop("conflicting_labels") == [f"train_labels.csv: id {ids[0]!r} has both"]
     assert found.pop("missing") == ["test/stranger.tif"]

