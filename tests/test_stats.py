@@ -36,7 +36,7 @@ def test_sample_equals_plain_numpy(sample):
 
 
 def test_sums_over_patches_as_the_walkthrough_takes_them(sample):
-    paths = [path for path in sample.train_paths if 10 <= read_image(path).max() and read_image(path).min() <= 245]
+    paths = [path for path in sample.train_paths if read_image(path).max() >= 10 and read_image(path).min() <= 245]
     total, total_squares = np.zeros(3), np.zeros(3)
     for path in paths:
         pixels = (read_image(path) / 255).reshape(-1, 3)
