@@ -43,9 +43,10 @@ def run(options):
     if options.workers is not None and options.workers < 0:
         raise ValueError(f"--workers {options.workers} is no count; give 0 or more")
     # the notebook checks the same; here a wrong value is found before a kernel starts or a folder is made
-    check_machine(Recipe(**changes) if options.data else Recipe.sample(**changes), options.device)
+    recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
     if options.data:
         open_dataset(options.data)
+    check_machine(recipe, options.device)
     output = prepare_output(options.output).resolve() if options.output else new_run_folder("outputs").resolve()
     parameters = {"data_folder": str(Path(options.data).resolve()) if options.data else "", "recipe_changes": changes,
                   "num_workers": options.workers, "device": options.device, "remove_outliers": options.remove_outliers,
