@@ -1,5 +1,6 @@
 """Execute the companion notebook and lay out what it leaves."""
 import base64
+import logging
 import os
 import re
 import threading
@@ -45,10 +46,13 @@ def run_notebook(output, parameters):
     executed = Path(output) / "walkthrough.ipynb"
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this very environment, not a user-wide one
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    for name in ("asyncio", "papermill", "tornado", "traitlets"):  # what fails comes as an exception; Ctrl-C stays quiet
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with _epochs_printed(output):
         try:
             papermill.execute_notebook(find_notebook(), executed, {**parameters, "output_folder": str(output)},
-                                       kernel_name="python3", cwd=str(Path.cwd()), progress_bar={"desc": "walkthrough"})
+                                       kernel_name="python3", cwd=str(Path.cwd()), progress_bar={"desc": "walkthrough"},
+                                       extra_arguments=["--log-level=CRITICAL"])
         except papermill.PapermillExecutionError as error:
             if error.ename in INPUT_ERRORS and re.match(r"# In \[[01]\]", error.source):
                 raise InputError(error.evalue) from error

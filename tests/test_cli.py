@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import papermill
 import pytest
+import torch
 from nbclient.exceptions import DeadKernelError
 
 from hcd import Recipe, cli, load_bundle, predict_image, save_bundle
@@ -206,8 +207,6 @@ def test_wrong_settings_start_nothing(notebook, sample, tmp_path, capfd):
 
 
 def test_no_weights_offline(notebook, tmp_path, capfd, monkeypatch):
-    import torch
-
     def offline(*_):
         raise OSError("no network")
 

@@ -8,6 +8,7 @@ import torch
 
 from hcd import choose_patches, get_heatmap, get_learner, make_databunch, plot_heatmap_overview, plot_overview, read_cropped_image
 from hcd.compat import fastai
+from hcd.overview import _caption
 
 LOSSES = [0.3, 2.5, 0.01, 1.1, 0.7, 0.02, 4.0]
 LARGEST_FIRST = [6, 1, 3, 4, 0, 5, 2]
@@ -114,7 +115,6 @@ def test_heatmaps_lie_over_their_patches(interp):
 def test_probability_is_that_of_the_actual_class():
     interp = SimpleNamespace(pred_class=torch.tensor([1]), y_true=torch.tensor([0]), losses=torch.tensor([1.6094]),
                              preds=torch.tensor([[0.2, 0.8]]))
-    from hcd.overview import _caption
     assert _caption(interp, 0, ("Negative", "Tumour")) == "Tumour / Negative / 1.61 / 0.20"
 
 

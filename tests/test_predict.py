@@ -1,6 +1,7 @@
 """Averaged passes against reading and predicting patch by patch, and the submission's every rule."""
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,9 @@ def test_repeated_test_patch_writes_nothing(tmp_path, sample, learner, answers, 
     items = learner.data.test_ds.x.items
     monkeypatch.setattr(learner.data.test_ds.x, "items", np.append(items[:-1], items[0]))
     assert_refused(tmp_path, sample, learner, answers, "the 11 predicted ids are not the 12")
+    (tmp_path / "old.csv").unlink()
+    twice_too = replace(sample, sample_ids=tuple(Path(item).stem for item in learner.data.test_ds.x.items))
+    assert_refused(tmp_path, twice_too, learner, answers, "the 11 predicted ids are not the 12")
 
 
 def assert_refused(folder, dataset, learner, probabilities, text):
