@@ -51,6 +51,7 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
         weights that are not finite; nothing is written then. OSError: the folder cannot be written.
 
     CHANGED C8: the walkthrough exports a pickle, which runs whatever code is in it; see `load_export` for that.
+    CHANGED C17: what `load_bundle` would not read back is not written.
 
     Source: In 43.
     """

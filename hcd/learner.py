@@ -69,6 +69,8 @@ def build_model(recipe, n_classes=2):
         split: function of the model that gives the first layer of each layer group but the first, see fastai's `Learner.split`.
     Raises:
         ValueError: unknown architecture, or one that does not end in a pooling layer and a classifier, where fastai cuts.
+
+    CHANGED C18: fastai cuts others in the wrong place in silence, or fails far below.
     """
     arch = find_arch(recipe.arch)
     meta, whole = cnn_config(arch), []

@@ -67,14 +67,14 @@ def test_the_order_of_the_files_changes_no_bit(sample):
 @given(st.lists(st.tuples(st.integers(10, 245), st.integers(0, 40), st.integers(0, 2 ** 32 - 1)), min_size=1, max_size=4))
 def test_any_patches_equal_exact_fractions(tmp_path_factory, kinds):
     folder = tmp_path_factory.mktemp("kinds")
-    patches = [np.clip(np.random.default_rng(rng_seed).integers(level - spread, level + spread + 1, (32, 32, 3)), 10, 245)
+    patches = [np.clip(np.random.default_rng(rng_seed).integers(level - spread, level + spread + 1, (96, 96, 3)), 10, 245)
                for level, spread, rng_seed in kinds]
     paths = [save(folder / f"{number}.tif", patch.astype(np.uint8)) for number, patch in enumerate(patches)]
-    statistics = channel_statistics(paths, Recipe(original_size=32, crop_size=30, max_shift=1), progress=False)
-    levels = np.concatenate([patch.reshape(-1, 3) for patch in patches]).astype(object)  # Python's whole numbers
+    statistics = channel_statistics(paths, progress=False)
+    levels = np.concatenate([patch.reshape(-1, 3) for patch in patches])  # whole numbers, summed without rounding
     for channel in range(3):
-        mean = Fraction(sum(levels[:, channel]), len(levels))
-        variance = Fraction(sum(level * level for level in levels[:, channel]), len(levels)) - mean ** 2
+        mean = Fraction(int(levels[:, channel].sum()), len(levels))
+        variance = Fraction(int((levels[:, channel] ** 2).sum()), len(levels)) - mean ** 2
         assert statistics.mean[channel] == pytest.approx(float(mean / 255), rel=1e-15)
         assert statistics.std[channel] == pytest.approx(math.sqrt(variance) / 255, rel=1e-14)
 
