@@ -140,9 +140,7 @@ def load_export(path, trust=False):
     if trust is not True:
         raise ValueError(f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only for a file of your "
                          "own, and hand models on with save_bundle")
-    learner = load_trusted_export(path)
-    learner.data.single_dl.dl.pin_memory = False  # fastai passes the option on to every loader but this one
-    return learner
+    return load_trusted_export(path)
 
 
 def _read_weights(path, wanted_hash, shapes):

@@ -44,7 +44,7 @@ def channel_statistics(paths, recipe=Recipe(), progress=True):
     total, total_squares, counted = np.zeros(3), np.zeros(3), 0
     too_dark, too_bright = [], []
     moments = map_patches(lambda path: _moments(read_patch(path, recipe)), paths, "channel statistics", progress)
-    for (lowest, highest, sums, squares), path in zip(moments, paths):  # this way round the bar reaches its end
+    for path, (lowest, highest, sums, squares) in zip(paths, moments):
         if highest < DARK_BELOW:
             too_dark.append(Path(path).stem)
         elif lowest > BRIGHT_ABOVE:
