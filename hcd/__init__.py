@@ -1,5 +1,6 @@
 """hcd: the histopathologic cancer detection walkthrough in fastai v1, on today's torch."""
 from .check import CheckReport, check_dataset
+from .checkpoint import Checkpoints
 from .compat import Learner
 from .data import CroppedImageList, make_databunch, set_rng_seed, stratified_split
 from .dataset import Dataset, open_dataset, verify_patches
@@ -19,7 +20,7 @@ from .sweep import sweep_weight_decay
 
 __version__ = "0.1.0"
 __all__ = [
-    "CheckReport", "CroppedImageList", "Dataset", "Learner", "Recipe", "channel_statistics", "check_dataset",
+    "CheckReport", "Checkpoints", "CroppedImageList", "Dataset", "Learner", "Recipe", "channel_statistics", "check_dataset",
     "check_machine", "choose_patches", "get_heatmap", "get_learner", "grad_cam", "hooked_backward", "load_bundle",
     "load_export", "make_databunch", "make_sample", "open_dataset", "plot_draws", "plot_heatmap_overview", "plot_outliers",
     "plot_overview", "plot_patches", "plot_prediction", "plot_roc", "plot_sweep", "predict_image", "predict_tta",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .dataset import LAYOUT, read_table, row_faults, visible_files
-from .reader import decode_image, map_patches, read_patch
+from .reader import decode_image, map_patches, read_content, read_patch
 from .recipe import Recipe
 from .stats import BRIGHT_ABOVE, DARK_BELOW
 
@@ -142,10 +142,16 @@ def _inspect(path, recipe):
     try:
         patch = read_patch(path, recipe)
     except (ValueError, OSError) as error:
-        image = isinstance(error, ValueError) and decode_image(Path(path).read_bytes()) is not None
-        return "not_a_patch" if image else "unreadable", error
+        return "not_a_patch" if _holds_image(path) else "unreadable", error
     kind = "too_dark" if patch.max() < DARK_BELOW else "too_bright" if patch.min() > BRIGHT_ABOVE else None
     return kind, hashlib.sha1(patch).digest()
+
+
+def _holds_image(path):
+    try:
+        return decode_image(read_content(path)) is not None
+    except (ValueError, OSError):  # the file is already a finding
+        return False
 
 
 def _note_duplicates(digests, labels, notes):

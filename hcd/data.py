@@ -2,11 +2,11 @@
 import random
 
 import numpy as np
-import pandas as pd
 import torch
 from fastai.vision import Image, ImageList, pil2tensor
 from sklearn.model_selection import train_test_split
 
+from .compat import DataLoader
 from .reader import read_cropped_image
 from .recipe import Recipe
 
@@ -41,22 +41,132 @@ def stratified_split(labels, valid_fraction=0.1, rng_seed=None):
     return train_idx, valid_idx
 
 
+class Crop(Image):
+    """A fastai Image that the reader has already cut to size, so that there is nothing left to transform."""
+
+    rng = random
+
+    def apply_tfms(self, tfms, size=None, **kwargs):
+        """Return itself where only its own size is asked for; else as fastai's Image."""
+        if tfms or size != self.shape[-1]:
+            return super().apply_tfms(tfms, size=size, **kwargs)
+        self.rng.random()  # fastai's cropping would draw a number too, and period parity counts draws
+        return self
+
+
 class CroppedImageList(ImageList):
     """fastai item list whose items are read by `read_cropped_image`, each time with a fresh draw.
+
+    Args:
+        items: names of files; "train/<id>.tif" and "test/<id>.tif" where `source` is given.
+        source: the Dataset that knows where they are. recipe: how to read them.
 
     KEPT K3: the reader augments validation and test patches too.
 
     Source: In 13.
     """
 
-    def __init__(self, *args, recipe=Recipe(), **kwargs):
-        super().__init__(*args, **kwargs)
-        self.recipe = recipe
-        self.copy_new.append("recipe")  # fastai copies these attributes to each part of a split
+    rng = random
+
+    def __init__(self, items, *args, source=None, recipe=Recipe(), **kwargs):
+        super().__init__(items, *args, **kwargs)
+        self.source, self.recipe = source, recipe
+        self.copy_new += ["source", "recipe"]  # fastai copies these attributes to each part of a split
 
     def open(self, fn):
         """Read one crop as a fastai Image of (3, crop_size, crop_size) float32 in [0, 1]."""
-        return Image(pil2tensor(read_cropped_image(fn, recipe=self.recipe, rng=random), np.float32))
+        crop = read_cropped_image(self.find(fn), recipe=self.recipe, rng=self.rng)
+        return Crop(pil2tensor(crop, np.float32), self.rng)
+
+    def find(self, fn):
+        """Return the file, or the packed patch, that an item names."""
+        return self.source.locate(*fn.removesuffix(".tif").split("/")) if self.source else fn
+
+    def get(self, i):
+        """Read item `i`; fastai's own would also remember the size of every item, in every process."""
+        return self.open(self.items[i])
+
+
+class Crop(Image):
+    """A fastai Image that the reader has already cut to size, so that there is nothing left to transform."""
+
+    def __init__(self, px, rng=random):
+        super().__init__(px)
+        self.rng = rng
+
+    def apply_tfms(self, tfms, size=None, **kwargs):
+        """Return itself where its own size is all that is asked for; else as fastai's Image."""
+        if tfms or size != self.shape[-1]:
+            return super().apply_tfms(tfms, size=size, **kwargs)
+        self.rng.random()  # fastai would draw a number here, and period parity counts draws
+        return self
+
+
+class Passes:
+    """The passes over the data that were begun with an rng_seed; each has a number, and each item of it draws by (pass, index).
+
+    So neither the number of workers nor their order changes a draw. `count` is all that a resumed run has to know.
+    """
+
+    def __init__(self, rng_seed):
+        self.rng_seed, self.count = rng_seed, 0
+
+    def rng(self, number, index):
+        """Return the generator of one item, by its index, or of the order of the items, index -1."""
+        return random.Random((self.rng_seed << 64) + (number << 32) + index + 1)
+
+
+class _Sampler(torch.utils.data.Sampler):
+    """Begins a pass each time it is asked for an order, and gives (pass, index) of each item."""
+
+    def __init__(self, dataset, shuffle, passes):
+        self.dataset, self.shuffle, self.passes = dataset, shuffle, passes
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __iter__(self):
+        self.passes.count += 1
+        number, order = self.passes.count, torch.arange(len(self))
+        if self.shuffle:
+            seed = self.passes.rng(number, -1).getrandbits(63)
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return ((number, int(index)) for index in order)
+
+
+class _DrawnByKey(torch.utils.data.Dataset):
+    """A data set that takes (pass, index) too, and then draws from the generator of that item."""
+
+    def __init__(self, dataset, passes):
+        self.dataset, self.passes = dataset, passes
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getattr__(self, name):
+        if name in ("dataset", "passes"):  # not there yet, while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, key):
+        if not isinstance(key, tuple):
+            return self.dataset[key]
+        items = self.dataset.x
+        items.rng = self.passes.rng(*key)
+        try:
+            return self.dataset[key[1]]
+        finally:
+            items.rng = random
+
+
+class PassLoader(DataLoader):
+    """DataLoader whose every pass is a function of the rng_seed and the pass's number alone, and touches no other generator."""
+
+    def __init__(self, dataset, passes, shuffle=False, **kwargs):
+        if not isinstance(dataset, _DrawnByKey):
+            dataset = _DrawnByKey(dataset, passes)
+        super().__init__(dataset, sampler=_Sampler(dataset, shuffle, passes), generator=torch.Generator(), **kwargs)
+        self.init_kwargs = {"passes": passes, "shuffle": shuffle, **kwargs}
 
 
 def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
@@ -88,19 +198,36 @@ def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
     if n_train < recipe.batch_size:
         raise ValueError(f"batch_size={recipe.batch_size} is more than the {n_train} training patches, and an incomplete batch is "
                          f"dropped; give {n_train} or less")
-    options = dict(path=dataset.root, cols="id", suffix=".tif", recipe=recipe)
+    # numpy's text, unlike Python's, is not copied into each worker as it is read
+    options = dict(path=dataset.root, source=dataset, recipe=recipe)
+    train, test = (np.char.add(np.char.add(f"{folder}/", np.asarray(ids, str)), ".tif")
+                   for folder, ids in (("train", dataset.labels["id"]), ("test", dataset.test_ids)))
     workers = {} if num_workers is None else {"num_workers": num_workers}
-    test = CroppedImageList.from_df(pd.DataFrame({"id": dataset.test_ids}), folder="test", **options)
     pin_memory = torch.cuda.is_available()  # torch warns where nothing needs pinned memory
-    data = (CroppedImageList.from_df(dataset.labels, folder="train", **options)
+    data = (CroppedImageList(train, inner_df=dataset.labels[["label"]], **options)
             .split_by_idx(valid_idx)
             .label_from_df(cols="label")
-            .add_test(test)
+            .add_test(CroppedImageList(test, **options))
             .transform([[], []], size=recipe.crop_size)  # the reader has augmented already
             .databunch(bs=recipe.batch_size, device=find_device(device), pin_memory=pin_memory, **workers)
             .normalize((torch.tensor(recipe.mean), torch.tensor(recipe.std))))
     data.single_dl.dl.pin_memory = pin_memory  # fastai passes the option on to every loader but this one
+    _replace_loaders(data, recipe)
     return data
+
+
+def _replace_loaders(data, recipe):
+    """Give a databunch loaders that draw by the rng_seed, and fast ones whose workers live on from epoch to epoch."""
+    data.passes = None if recipe.rng_seed is None else Passes(recipe.rng_seed)
+    if data.passes is None and not recipe.fast:
+        return
+    for bound in (data.train_dl, data.valid_dl, data.fix_dl, data.test_dl):
+        options = {**bound.dl.init_kwargs, "collate_fn": bound.collate_fn}
+        if recipe.fast and bound in (data.train_dl, data.valid_dl) and options["num_workers"]:
+            options["persistent_workers"] = True
+        if data.passes:
+            options = {"passes": data.passes, **{key: value for key, value in options.items() if key not in ("sampler", "batch_sampler")}}
+        bound.dl = (PassLoader if data.passes else DataLoader)(bound.dl.dataset, **options)
 
 
 def find_device(device=None):

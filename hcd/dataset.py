@@ -1,15 +1,19 @@
 """Folder -> validated table of ids and labels, in the competition's layout."""
 import hashlib
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from .pack import FOLDER, PackedFolder, PackedPatch
 from .reader import map_patches, read_patch
 from .recipe import Recipe
 
 LAYOUT = "train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv (id,label)"
+TABLES = ("train_labels.csv", "sample_submission.csv", "test_labels.csv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +24,7 @@ class Dataset:
         root: its folder. labels: DataFrame, columns id (str) and label (int64, 0 or 1), in file order.
         test_ids: ids of the test patches, sorted. sample_ids: the same ids in the order of sample_submission.csv.
         test_labels: DataFrame like labels from test_labels.csv, the answers, which the competition does not ship; else None.
+        packed: PackedFolder that the patches are read from, see `pack_dataset`; None where they are read from their files.
     """
 
     root: Path
@@ -27,46 +32,55 @@ class Dataset:
     test_ids: tuple
     sample_ids: tuple
     test_labels: pd.DataFrame = None
+    packed: PackedFolder = None
 
     def without(self, ids):
         """Return the same data set without some of its labelled patches."""
         return replace(self, labels=self.labels[~self.labels["id"].isin(ids)].reset_index(drop=True))
 
+    def locate(self, folder, patch_id):
+        """Return the file of a patch of "train" or "test", or its `PackedPatch`; cheap, for it is called at every read."""
+        if self.packed is not None:
+            return self.packed.locate(folder, patch_id)
+        return f"{self.root}{os.sep}{folder}{os.sep}{patch_id}.tif"
+
     def train_path(self, patch_id):
-        """Return the file of a labelled patch."""
-        return self.root / "train" / f"{patch_id}.tif"
+        """Return the file of a labelled patch, a Path, or its `PackedPatch`, which takes a file's place in the readers."""
+        return Path(self.locate("train", patch_id)) if self.packed is None else self.locate("train", patch_id)
 
     def test_path(self, patch_id):
-        """Return the file of a test patch."""
-        return self.root / "test" / f"{patch_id}.tif"
+        """Return the file of a test patch, a Path, or its `PackedPatch`."""
+        return Path(self.locate("test", patch_id)) if self.packed is None else self.locate("test", patch_id)
+
+    @property
+    def train_paths(self):
+        """Files or packed patches of all labelled patches, in the order of `labels`."""
+        return [self.locate("train", patch_id) for patch_id in self.labels["id"]]
+
+    @property
+    def test_paths(self):
+        """Files or packed patches of all test patches, in the order of `test_ids`."""
+        return [self.locate("test", patch_id) for patch_id in self.test_ids]
 
     @property
     def fingerprint(self):
         """SHA-256 over the sorted ids and labels; ids name their patches' content, so it stands for the pixels too."""
-        rows = sorted(f"{patch_id},{label}" for patch_id, label in zip(self.labels["id"], self.labels["label"]))
+        rows = (self.labels["id"] + self.labels["label"].map({0: ",0", 1: ",1"})).sort_values()
         return hashlib.sha256("\n".join([*rows, *self.test_ids]).encode()).hexdigest()
 
-    @property
-    def train_paths(self):
-        """Files of all labelled patches, in the order of `labels`."""
-        folder = f"{self.root}{os.sep}train{os.sep}"
-        return [f"{folder}{patch_id}.tif" for patch_id in self.labels["id"]]
 
-    @property
-    def test_paths(self):
-        """Files of all test patches, in the order of `test_ids`."""
-        return [str(self.test_path(patch_id)) for patch_id in self.test_ids]
-
-
-def open_dataset(root):
-    """Open a data set and check its tables against its files; no patch is read yet, see `verify_patches`.
+def open_dataset(root, packed=None):
+    """Open a data set and check its tables against its files; not every patch is read yet, see `verify_patches`.
 
     Args:
-        root: folder with train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv.
+        root: folder with train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv. Where it holds
+            packed/, the patches are read from there; train/ and test/ may then be absent, see `pack_dataset`.
+        packed: False reads the files although there is a pack; True requires one.
     Returns:
         Dataset.
     Raises:
-        FileNotFoundError: a folder, table or file is missing. ValueError: a table breaks its rule, or a file has no id.
+        FileNotFoundError: a folder, table or file is missing. ValueError: a table breaks its rule, a file has no id, or the pack is
+            not of this data set.
 
     CHANGED C1: the walkthrough trusts its folder; here tables and files must agree before anything is trained.
 
@@ -79,20 +93,30 @@ def open_dataset(root):
     if labels["label"].nunique() < 2:
         raise ValueError(f"{root / 'train_labels.csv'} holds only label {labels['label'].iloc[0]}; training needs patches of both")
     sample_ids = tuple(_read_ids(root / "sample_submission.csv")["id"])
-    _match_files(root / "train", labels["id"], "train_labels.csv")
-    _match_files(root / "test", sample_ids, "sample_submission.csv")
+    sides = (("train", id_array(labels["id"]), "train_labels.csv"), ("test", id_array(sample_ids), "sample_submission.csv"))
+    pack = None
+    if packed or packed is None and os.path.lexists(root / FOLDER):  # a link into nowhere is no reason to read files in silence
+        pack = PackedFolder(root)
+    for folder, ids, table in sides:
+        ids.sort()
+        if pack:
+            pack.check_ids(folder, ids, table)
+        else:
+            _match_files(root / folder, ids, table)
+    if pack:
+        pack.spot_check()
     answers = root / "test_labels.csv"
     test_labels = _read_labels(answers) if answers.is_file() else None
-    if test_labels is not None and set(test_labels["id"]) != set(sample_ids):
+    if test_labels is not None and not np.array_equal(np.sort(id_array(test_labels["id"])), sides[1][1]):
         raise ValueError(f"{answers} does not answer for the ids of sample_submission.csv; correct it or move it away")
-    return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels)
+    return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack)
 
 
 def verify_patches(paths, recipe=Recipe(), progress=True):
-    """Read every file once and require a readable 8-bit RGB patch of the recipe's size.
+    """Read every patch once and require 8-bit RGB of the recipe's size, and of a packed one the very pixels that were packed.
 
     Args:
-        paths: files of patches. progress: show a bar.
+        paths: files of patches, or packed patches. progress: show a bar.
     Returns:
         number of patches read.
     Raises:
@@ -101,6 +125,8 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
     def fault(path):
         try:
             read_patch(path, recipe)
+            if isinstance(path, PackedPatch):
+                path.prove()
         except (ValueError, OSError) as error:  # collected, and raised together below
             return str(error)
         return None
@@ -141,14 +167,30 @@ def visible_files(folder):
     return {entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")}
 
 
+def id_array(ids):
+    """Return ids as an array of bytes: a third of the memory of Python's strings, sorted and compared at once."""
+    width = max(map(len, map(str.encode, ids)))
+    return np.fromiter(map(str.encode, ids), f"S{width}", len(ids))
+
+
 def _read_ids(path):
     """Read a table whose ids are given, and given once; its labels may be anything."""
     table = read_table(path)
+    if _are_sound(table["id"]):
+        return table
     for fault, (column, rows) in row_faults(table).items():
         if column == "id" and rows.any():
             raise ValueError(f"{path}: id {table['id'][rows].iloc[0]!r} {fault} ({rows.sum()} such row(s)); every row needs an "
                              "id of its own made of letters, digits, - and _")
     return table
+
+
+def _are_sound(ids):
+    """Say whether `row_faults` would find nothing in millions of ids, without a Python object for each."""
+    if not all(ids) or not re.fullmatch(r"[\w\-]*", "".join(ids)):
+        return False
+    ids = np.sort(id_array(ids))
+    return bool((ids[1:] != ids[:-1]).all())
 
 
 def _read_labels(path):
@@ -166,8 +208,14 @@ def _match_files(folder, ids, table):
     """Require one <id>.tif for each id and no file besides; hidden files do not count."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; the data folder must hold {LAYOUT}")
-    found = visible_files(folder)
-    wanted = {f"{patch_id}.tif" for patch_id in ids}
+    wanted = np.char.add(ids, b".tif")
+    with os.scandir(folder) as entries:  # one byte more, so that a longer name does not pass for its beginning
+        found = np.fromiter((os.fsencode(entry.name) for entry in entries if entry.name[0] != "."), f"S{wanted.itemsize + 1}")
+    wanted.sort()
+    found.sort()
+    if np.array_equal(found, wanted):
+        return
+    found, wanted = visible_files(folder), {name.decode() for name in wanted.tolist()}
     missing, extra = sorted(wanted - found), sorted(found - wanted)
     if missing:
         raise FileNotFoundError(f"{folder / missing[0]} is missing although {table} lists it ({len(missing)} of {len(wanted)} "

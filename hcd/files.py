@@ -5,6 +5,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows has none, and there a run's folder is not locked
+    fcntl = None
+
 
 @contextmanager
 def whole_write(path, mode="wb", **options):
@@ -56,23 +61,49 @@ def new_run_folder(parent, name="run"):
     raise FileExistsError(f"{parent} holds 1000 runs of this very second; name another output folder")
 
 
-def prepare_output(folder="", parent="outputs"):
-    """Make the folder that one run writes into.
+def prepare_output(folder="", parent="outputs", resume=False):
+    """Make the folder that one run writes into, and keep other processes from writing into it.
 
     Args:
         folder: where to; "" makes a new one under `parent`. parent: used beside or above the working folder, whichever is there.
+        resume: the folder holds an interrupted run, to go on with.
     Returns:
-        Path of a writable folder that holds no earlier run.
+        Path of a writable folder that holds no earlier run, or with `resume` one that is not finished.
     Raises:
-        FileExistsError: an earlier run's results lie there. OSError: it cannot be written.
+        FileExistsError: an earlier run's results lie there. BlockingIOError: a run that still lives writes there.
+        FileNotFoundError: nothing to resume. OSError: it cannot be written.
     """
     if not folder:
-        return new_run_folder(Path("..", parent) if Path("..", parent).is_dir() else Path(parent))
+        if resume:
+            raise FileNotFoundError("resume needs the folder of the interrupted run; name it")
+        folder = new_run_folder(Path("..", parent) if Path("..", parent).is_dir() else Path(parent))
+        _lock(folder)
+        return folder
+    folder = Path(folder)
+    if resume and not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder, so there is no run to resume; name the folder that the run wrote to")
     folder = writable_folder(folder)
-    for name in ("metrics.json", "models", "model"):
+    for name in ("metrics.json",) if resume else ("metrics.json", "models", "model", "checkpoints"):
         if (folder / name).exists():
-            raise FileExistsError(f"{folder} holds an earlier run ({name}), which is never written over; name another folder")
+            raise FileExistsError(f"{folder} holds a finished run ({name}), there is nothing to resume; read its results or start a "
+                                  "new run in another folder" if resume else
+                                  f"{folder} holds an earlier run ({name}), which is never written over; name another folder, or "
+                                  "resume it if it was interrupted")
+    _lock(folder)
     return folder
+
+
+def _lock(folder):
+    """Lock a folder for as long as this process lives; a process that is just being stopped gets a moment to end."""
+    if fcntl is None:
+        return
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # left open on purpose: closing it would unlock
+    for _ in range(50):
+        try:
+            return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    raise BlockingIOError(f"another run is still writing into {folder}; stop it first or name another folder")
 
 
 def writable_folder(path):

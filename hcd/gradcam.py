@@ -46,7 +46,8 @@ def grad_cam(activations, gradients):
 
     Source: In 34.
     """
-    acts, grads = activations[0].cpu(), gradients[0].cpu()
+    # at least float32, for a fast learner's are 16-bit
+    acts, grads = (values[0].cpu().to(torch.promote_types(values.dtype, torch.float32)) for values in (activations, gradients))
     weights = grads.mean(dim=(1, 2))  # (C,)
     return (acts * weights[:, None, None]).mean(0)
 

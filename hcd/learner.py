@@ -10,6 +10,7 @@ from torch import nn
 
 from .compat import Learner, find_arch, require_weights, with_pretrained_flag
 from .data import find_device
+from .fast import FastModel, LossScaler, low_precision
 
 
 def get_learner(data, recipe, path="."):
@@ -17,7 +18,7 @@ def get_learner(data, recipe, path="."):
 
     Args:
         data: see `make_databunch`.
-        recipe: `arch`, `pretrained` and `head_dropout`.
+        recipe: `arch`, `pretrained`, `head_dropout` and `fast`.
         path: folder under which `Learner.save` keeps models/<name>.pth.
     Returns:
         fastai Learner with accuracy as metric and a live graph of the losses.
@@ -35,11 +36,15 @@ def get_learner(data, recipe, path="."):
     if recipe.pretrained:
         require_weights(find_arch(recipe.arch))
     model, split = build_model(recipe, data.c)
+    if recipe.fast:
+        model = FastModel(model)
     learner = Learner(data, model, metrics=[accuracy], callback_fns=[ShowGraph], path=path)
     learner.split(split)
     if recipe.pretrained:
         learner.freeze()
     apply_init(model[1], nn.init.kaiming_normal_)
+    if recipe.fast and low_precision(data.device) == torch.float16:
+        learner.callbacks.append(LossScaler(learner))
     return learner
 
 

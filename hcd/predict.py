@@ -1,20 +1,30 @@
 """Averaged augmented predictions and the submission file."""
+import random
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastai.basic_data import DatasetType
+import torch
+from fastai.basic_data import DeviceDataLoader
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
+from .compat import DataLoader
 from .files import whole_write
+from .reader import apply_draw, draw_augmentation, read_patch
+
+SECONDS_BETWEEN_SAVES = 30
 
 
-def predict_tta(learner, passes=12, progress=True):
-    """Predict the test set several times, each with fresh augmentation, and average (test-time augmentation).
+def predict_tta(learner, passes=12, progress=True, checkpoints=None):
+    """Predict the test set several times, each time with fresh augmentation, and average (test-time augmentation).
+
+    All augmentations are drawn at the start, from Python's `random`, pass by pass; then each patch is read once for all passes.
 
     Args:
         learner: its databunch holds the test set.
-        passes: number of passes. progress: show a bar.
+        passes: number of passes. progress: show a bar. checkpoints: see `Checkpoints`; a resumed run skips finished patches.
     Returns:
         (N, 2) float64 mean probabilities of negative and tumour, in test-set order.
     Raises:
@@ -24,13 +34,56 @@ def predict_tta(learner, passes=12, progress=True):
     """
     if passes < 1:
         raise ValueError(f"passes={passes} averages nothing; give 1 or more, 12 in the walkthrough")
-    if learner.data.test_dl is None:
+    test_dl = learner.data.test_dl
+    if test_dl is None:
         raise ValueError("the learner's databunch has no test set; build it with make_databunch")
-    total = np.zeros((len(learner.data.test_ds), 2))
-    for _ in tqdm(range(passes), "averaged passes", disable=not progress):
-        probabilities, _ = learner.get_preds(ds_type=DatasetType.Test)
-        total += probabilities.numpy()
-    return total / passes
+    kept = checkpoints.load("tta", learner.data) if checkpoints else None
+    if kept:
+        random.setstate(kept["random"])
+    before = random.getstate()
+    crops = DrawnCrops(test_dl.x, passes)
+    means = [kept["means"]] if kept else []
+    waiting = Subset(crops, range(len(means[0]) if means else 0, len(crops)))
+    # as many crops at a time as training takes; each loader item is one patch with all its passes
+    loader = DataLoader(waiting, batch_size=max(1, test_dl.batch_size // passes), collate_fn=_join, num_workers=test_dl.num_workers,
+                        pin_memory=test_dl.pin_memory, generator=torch.Generator())
+    learner.model.eval()
+    saved = time.monotonic()
+    with torch.no_grad(), tqdm(total=len(crops), initial=len(crops) - len(waiting), desc=f"{passes} averaged passes",
+                               disable=not progress) as bar:
+        for batch in DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join):
+            probabilities = torch.softmax(learner.model(batch[0]), 1).reshape(-1, passes, 2)
+            means.append(probabilities.double().mean(1).cpu())
+            bar.update(len(means[-1]))
+            if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                checkpoints.save("tta", learner.data, means=torch.cat(means), random=before)
+                saved = time.monotonic()
+    return torch.cat(means).numpy()
+
+
+class DrawnCrops(Dataset):
+    """Items of a CroppedImageList, each as (passes, 3, crop_size, crop_size) float32 crops that were drawn beforehand."""
+
+    def __init__(self, items, passes):
+        self.items = items
+        self.draws = np.empty((passes, len(items), 7), np.int16)
+        for drawn in self.draws.reshape(-1, 7):
+            drawn[:] = draw_augmentation(items.recipe)
+            random.random()  # as `Crop.apply_tfms` does after each read
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        recipe = self.items.recipe
+        patch = read_patch(self.items.find(self.items.items[i]), recipe)
+        crops = np.stack([apply_draw(patch, draw.tolist(), recipe) for draw in self.draws[:, i]])
+        return torch.from_numpy(crops.transpose(0, 3, 1, 2).copy())
+
+
+def _join(items):
+    """Join loader items to the (images, labels) that fastai's normalisation takes."""
+    return torch.cat(items), torch.zeros(0)
 
 
 def write_submission(path, dataset, learner, probabilities):

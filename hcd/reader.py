@@ -1,6 +1,7 @@
 """File -> patch; patch -> augmented crop."""
 import os
 import random
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -9,14 +10,17 @@ import numpy as np
 from tqdm import tqdm
 
 from .recipe import Recipe
-from .tiff import plain_rgb
+from .tiff import claimed_size, pillow_agrees, plain_rgb
+
+MOST_PIXELS, MOST_BYTES = 1 << 24, 1 << 28  # 4096 x 4096 px, and 256 MiB, which hold them in any type and number of channels
+READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has the one, others the other
 
 
 def read_image(path):
     """Read one image file.
 
     Args:
-        path: an 8-bit RGB image; the competition's are TIFF.
+        path: an 8-bit RGB image; the competition's are TIFF. A `PackedPatch` gives its pixels, a read-only view.
     Returns:
         (H, W, 3) uint8 RGB, 0 to 255.
     Raises:
@@ -26,17 +30,19 @@ def read_image(path):
 
     Source: In 2.
     """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            content = file.read()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} does not exist or is no file; check the path and the data folder") from None
+    pixels = getattr(path, "pixels", None)  # of a packed patch; a path has none
+    if pixels is not None:
+        return pixels()
+    content = read_content(path)
     image = plain_rgb(content)
     if image is not None:
         return image
     image = decode_image(content)
     if image is None:
-        raise ValueError(f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or of another kind, "
+        width, height = claimed_size(content) or (0, 0)
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"{path} claims {width} x {height} px; at most {MOST_PIXELS} px are decoded, restore it from the data set")
+        raise ValueError(f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or no TIFF, PNG or JPEG, "
                          "restore it from the data set")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         channels = 1 if image.ndim == 2 else image.shape[2]
@@ -45,15 +51,51 @@ def read_image(path):
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def decode_image(content):
-    """Return an image file's bytes as the array that they hold, channels in OpenCV's order; None where they hold none.
+def read_content(path):
+    """Return a file's bytes. Neither a pipe, which would be waited for without end, nor a file that fills the memory is read.
 
-    cv2.imread would turn grey, 16-bit and alpha images into 8-bit colour in silence; UNCHANGED shows what is there.
+    Raises:
+        FileNotFoundError: no such file. ValueError: too large for any image.
     """
     try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    except cv2.error:  # a header that claims more pixels than OpenCV takes
+        file = os.open(path, READING)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_file(path) from None
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_file(path)
+        if status.st_size > MOST_BYTES:
+            raise ValueError(f"{path} has {status.st_size} bytes; an image file has at most {MOST_BYTES}, restore it from the data set")
+        content = os.read(file, status.st_size)
+        while len(content) < status.st_size and (rest := os.read(file, status.st_size - len(content))):  # a network's short reads
+            content += rest
+        return content
+    finally:
+        os.close(file)
+
+
+def _no_file(path):
+    return FileNotFoundError(f"{path} does not exist or is no file; check the path and the data folder")
+
+
+def decode_image(content):
+    """Return an image file's bytes as the array that they hold, channels in OpenCV's order.
+
+    cv2.imread would turn grey, 16-bit and alpha images into 8-bit colour in silence; UNCHANGED shows what is there.
+
+    Returns:
+        array; None where there is none, where the header claims more than MOST_PIXELS, and for all but TIFF, PNG and JPEG.
+    """
+    size = claimed_size(content)
+    if size is None or size[0] * size[1] > MOST_PIXELS:
         return None
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # a header that breaks OpenCV's own rules
+        return None
+    colour = image is not None and image.dtype == np.uint8 and image.shape[2:] == (3,)
+    return None if colour and content[:1] != b"\x89" and not pillow_agrees(content, image) else image  # a PNG has checksums
 
 
 def read_patch(path, recipe=Recipe()):
@@ -108,16 +150,27 @@ def augment(patch, recipe=Recipe(), rng=random):
 
     Source: In 4.
     """
-    # The order of the draws is part of the result: golden arrays and period parity depend on it.
+    return apply_draw(patch, draw_augmentation(recipe, rng), recipe)
+
+
+def draw_augmentation(recipe=Recipe(), rng=random):
+    """Draw what `apply_draw` does to a patch, seven whole numbers: turn in degrees, first row and column, two flips, brightness
+    and contrast in percent. Their order is part of the result: golden arrays and period parity depend on it.
+    """
     turn = rng.randint(-recipe.max_rotation, recipe.max_rotation)
     if recipe.quarter_turns:
         turn += rng.randint(-1, 1) * 90
     down = recipe.margin + rng.randint(-recipe.max_shift, recipe.max_shift)
     right = recipe.margin + rng.randint(-recipe.max_shift, recipe.max_shift)
-    mirror, upend = (bool(rng.getrandbits(1)), bool(rng.getrandbits(1))) if recipe.flips else (False, False)
+    mirror, upend = (rng.getrandbits(1), rng.getrandbits(1)) if recipe.flips else (0, 0)
     brightness = rng.randint(-recipe.max_brightness, recipe.max_brightness)
     contrast = rng.randint(-recipe.max_contrast, recipe.max_contrast)
+    return turn, down, right, mirror, upend, brightness, contrast
 
+
+def apply_draw(patch, draw, recipe=Recipe()):
+    """Return the crop of a patch that `draw_augmentation` has drawn; shapes as in `augment`."""
+    turn, down, right, mirror, upend, brightness, contrast = draw
     size, crop = recipe.original_size, recipe.crop_size
     if turn:  # turning by 0 copies the patch exactly
         patch = cv2.warpAffine(patch, _turn_matrix(turn, size), (size, size))

@@ -14,7 +14,7 @@ class Recipe:
 
     Pixels count from the patch's own edge, angles are degrees, brightness and contrast are percent, learning rates and
     weight decays are fastai's. `arch` is a name in `torchvision.models` or a callable `arch(pretrained=...)`.
-    `rng_seed=None` leaves every generator as it is, as the walkthrough does.
+    `rng_seed=None` leaves every generator as it is, as the walkthrough does. `fast=True` computes in 16 bits, see `hcd.fast`.
 
     Raises:
         ValueError: a value outside its range; TypeError: a value of the wrong type.
@@ -46,6 +46,7 @@ class Recipe:
     finetune_max_lr: tuple = (4e-5, 4e-4)
     tta_passes: int = 12
     rng_seed: int = None
+    fast: bool = False
 
     def __post_init__(self):
         for field in fields(self):

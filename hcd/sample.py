@@ -6,8 +6,8 @@ Beer and Lambert, as in Ruifrok & Johnston (2001). The label changes nothing but
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -18,7 +18,9 @@ from .files import empty_folder
 
 SIDE, MIDDLE = 96, 47.5  # px: edge of a patch, and where its centre lies
 TABLES = ("train_labels.csv", "test_labels.csv", "sample_submission.csv")
-CARD = "sample.json"  # what was drawn; written last, so a folder that has it is complete
+CARD = "sample.json"  # what was drawn
+NAMES = ("train", "test", *TABLES, CARD)
+UNFINISHED = ".unfinished"  # folder that is there as long as drawing goes on; what lies beside it is ours too
 
 
 def make_sample(root, train=480, test=96, rng_seed=0):
@@ -43,18 +45,33 @@ def make_sample(root, train=480, test=96, rng_seed=0):
     if not isinstance(rng_seed, (int, np.integer)) or rng_seed < 0:
         raise ValueError(f"rng_seed={rng_seed!r} starts no random generator; pass a whole number from 0 up")
     root, call = Path(root), {"train": int(train), "test": int(test), "rng_seed": int(rng_seed)}
+    _remove_unfinished(root)
     if root.is_dir() and any(root.iterdir()):
         if not (root / CARD).is_file() or (root / CARD).read_bytes() != _card(root, call):
             raise FileExistsError(f"{root} holds something other than the sample of {call}; name an empty folder, or "
                                   "remove this one")
         return open_dataset(root)
-    with TemporaryDirectory(prefix=".sample-", dir=empty_folder(root)) as scratch:  # an interruption leaves root empty
-        scratch = Path(scratch)
+    scratch = empty_folder(root) / UNFINISHED
+    try:
+        scratch.mkdir()
         _write(scratch, train, test, np.random.default_rng(rng_seed))
         (scratch / CARD).write_bytes(_card(scratch, call))
-        for name in ("train", "test", *TABLES, CARD):
+        for name in NAMES:
             os.replace(scratch / name, root / name)
+        scratch.rmdir()
+    finally:
+        _remove_unfinished(root)
     return open_dataset(root)
+
+
+def _remove_unfinished(root):
+    """Empty a folder whose drawing was interrupted, even by a kill."""
+    if (root / UNFINISHED).is_dir():
+        for name in (*NAMES, UNFINISHED):
+            if (root / name).is_dir():
+                shutil.rmtree(root / name)
+            elif (root / name).exists():
+                (root / name).unlink()
 
 
 def draw_patch(label, rng):

@@ -90,18 +90,18 @@ def read_all(loader):
 
 def test_items_are_the_files_of_the_split_in_table_order(sample, split, databunch):
     for part, rows in ((databunch.train_ds, np.sort(split[0])), (databunch.valid_ds, split[1])):
-        assert part.x.items.tolist() == [sample.train_paths[row] for row in rows]
+        assert part.x.items.tolist() == [f"train/{patch_id}.tif" for patch_id in sample.labels["id"][rows]]
         assert [part.y[n].data for n in range(len(part))] == sample.labels["label"][rows].tolist()
 
 
 def test_c3_items_are_files_below_the_data_folder(sample, databunch):
     items = [*databunch.train_ds.items, *databunch.valid_ds.items, *databunch.test_ds.items]
-    assert len(items) == 72 and all(os.path.isfile(item) and item.startswith(f"{sample.root}{os.sep}") for item in items)
-    assert not any("//" in item for item in items)
+    assert len(items) == 72 and all((sample.root / item).is_file() for item in items)
+    assert not any(item.startswith("/") for item in items)
 
 
 def test_test_items_stand_in_sorted_order(sample, databunch):
-    assert databunch.test_ds.items.tolist() == sample.test_paths == sorted(sample.test_paths)
+    assert databunch.test_ds.items.tolist() == [f"test/{patch_id}.tif" for patch_id in sorted(sample.sample_ids)]
 
 
 def test_classes_and_device(databunch):
@@ -161,7 +161,7 @@ def test_an_item_is_the_readers_crop_drawn_from_pythons_random(databunch, part):
     assert isinstance(dataset.x, CroppedImageList)
     random.seed(5)
     item = dataset[1][0].data
-    expected = read_cropped_image(dataset.x.items[1], rng=random.Random(5))
+    expected = read_cropped_image(dataset.path / dataset.x.items[1], rng=random.Random(5))
     assert item.dtype == torch.float32 and np.array_equal(item.numpy(), expected.transpose(2, 0, 1))
 
 
@@ -190,7 +190,7 @@ def test_show_batch_draws_denormalised_crops(plain):
 
     plain.show_batch(rows=2, figsize=(4, 4), ds_type=DatasetType.Valid)
     images = [axis.images[0].get_array() for axis in plt.gcf().axes]
-    crops = [hcd.read_image(path)[3:93, 3:93] / 255 for path in plain.valid_ds.x.items[:4]]
+    crops = [hcd.read_image(plain.path / item)[3:93, 3:93] / 255 for item in plain.valid_ds.x.items[:4]]
     assert len(images) == 4 and all(np.abs(image - crop).max() < 1e-5 for image, crop in zip(images, crops))
 
 
@@ -224,7 +224,7 @@ def test_workers_are_counted_when_none_are_named(sample, split, small_recipe):
 
 def test_a_patch_that_cannot_be_read_any_more_stops_the_reading(copy_of_sample, split, small_recipe, refused):
     data = make_databunch(hcd.open_dataset(copy_of_sample), small_recipe, split[1], num_workers=0, device="cpu")
-    path = data.valid_ds.x.items[3]
+    path = copy_of_sample / data.valid_ds.x.items[3]
     open(path, "wb").close()
     with refused(ValueError, path, "0 bytes"):
         list(data.valid_dl)

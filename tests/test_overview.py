@@ -74,7 +74,7 @@ def expected_caption(interp, position, names):
 
 def plain_crop(interp, position):
     data = interp.learn.data
-    return read_cropped_image(data.valid_ds.x.items[position], recipe=data.valid_ds.x.recipe)
+    return read_cropped_image(data.path / data.valid_ds.x.items[position], recipe=data.valid_ds.x.recipe)
 
 
 @pytest.mark.parametrize("plot", [plot_overview, plot_heatmap_overview])

@@ -14,17 +14,22 @@ def tiny_arch(pretrained=False):
 
 
 @pytest.fixture
-def seeded(monkeypatch):
+def seeded(monkeypatch, databunch):
     """Give every learner of a sweep the same weights, patches and draws; return the learners that were built."""
     built = []
 
     def build(*args):
-        set_rng_seed(1)
+        start_again(databunch)
         built.append(get_learner(*args))
         return built[-1]
 
     monkeypatch.setattr(sweep, "get_learner", build)
     return built
+
+
+def start_again(databunch):
+    set_rng_seed(1)
+    databunch.passes.count = 0
 
 
 def run(databunch, recipe, folder, **changes):
@@ -69,7 +74,7 @@ def test_weight_decay_reaches_the_optimiser(databunch, small_recipe, tmp_path, m
 
 def test_first_loss_is_the_untrained_models(databunch, small_recipe, tmp_path, seeded):
     (curve,) = run(databunch, small_recipe, tmp_path, sweep_weight_decays=(1e-4,))
-    set_rng_seed(1)
+    start_again(databunch)
     learner = get_learner(databunch, replace(small_recipe, arch=tiny_arch))
     images, labels = next(iter(databunch.train_dl))
     with torch.no_grad():

@@ -1,0 +1,48 @@
+"""`Recipe(fast=True)`: the same network, trained and evaluated in 16-bit arithmetic and in the memory layout that suits it."""
+import torch
+from fastai.basic_train import LearnerCallback
+from torch import nn
+
+
+class FastModel(nn.Sequential):
+    """Body and head that compute in 16 bits, pixels beside their channels (channels_last); weights and logits stay float32.
+
+    Names and values of the weights are those of the plain model, so either loads what the other saved.
+    """
+
+    def __init__(self, model):
+        super().__init__(*model.children())
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images):
+        with torch.autocast(images.device.type, low_precision(images.device)):
+            logits = super().forward(images.contiguous(memory_format=torch.channels_last))
+        return logits.float()
+
+
+class LossScaler(LearnerCallback):
+    """Scale the loss so that float16 gradients do not vanish, and leave out the steps whose gradients overflow."""
+
+    _order = 999  # after all that read the loss
+
+    def __init__(self, learn):
+        super().__init__(learn)
+        self.scaler = torch.amp.GradScaler(learn.data.device.type)
+
+    def on_backward_begin(self, last_loss, **kwargs):
+        """Hand fastai the scaled loss."""
+        return {"last_loss": self.scaler.scale(last_loss)}
+
+    def on_backward_end(self, **kwargs):
+        """Take the step through the scaler, and keep fastai from taking it."""
+        self.scaler.step(self.learn.opt)
+        self.scaler.update()
+        return {"skip_step": True}
+
+
+def low_precision(device):
+    """Return the 16-bit type that a device computes in: bfloat16, which needs no scaling, or float16 on a GPU without it."""
+    if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)):
+        return torch.bfloat16
+    return torch.float16
+

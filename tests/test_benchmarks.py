@@ -1,0 +1,74 @@
+"""The yardstick is the walkthrough's reader, a difference is noticed, and the command runs. Nothing here is timed."""
+import hashlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from benchmarks import plain, startup
+from benchmarks.rows import drawn, require_equal
+
+import hcd
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "tests.benchmarks", "--tiny", *arguments]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
+
+
+def test_the_plain_reader_is_the_walkthroughs(tmp_path):
+    with np.load(CHECKOUT / "tests/golden/reader.npz") as golden:
+        for index, rgb in enumerate(golden["rgb"]):
+            assert cv2.imwrite(f"{tmp_path}/{index}.tif", rgb[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+        for index, rng_seed, sha1 in zip(golden["image_index"], golden["rng_seed"], golden["sha1"]):
+            random.seed(int(rng_seed))
+            crop = np.ascontiguousarray(plain.read_crop(f"{tmp_path}/{index}.tif"), np.float32)
+            assert hashlib.sha1(crop.tobytes()).hexdigest() == str(sha1)
+
+
+def test_plain_statistics_find_the_samples_outliers(sample):
+    mean, std, dark, bright = plain.channel_statistics(sample.train_paths)
+    found = hcd.channel_statistics(sample.train_paths, progress=False)
+    assert (len(dark), len(bright)) == (1, 2)
+    assert [[Path(file).stem for file in files] for files in (dark, bright)] == [found.too_dark, found.too_bright]
+    np.testing.assert_allclose([found.mean, found.std], [mean, std], rtol=0, atol=1e-12)
+
+
+def test_one_wrong_bit_is_noticed_before_anything_is_timed(sample):
+    path = sample.train_paths[5]
+    theirs, ours = drawn(3, plain.read_crop, path), drawn(3, hcd.read_cropped_image, path).copy()
+    require_equal(theirs, ours, path)
+    ours[40, 40, 1] = np.nextafter(ours[40, 40, 1], np.float32(0.5))
+    with pytest.raises(ValueError, match="hcd reads other values"):
+        require_equal(theirs, ours, path)
+
+
+def test_start_up_folder_is_a_data_set_of_hard_links(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(startup, "LINKS", 40)
+    startup.make_folder(tmp_path / "many", sample.train_paths, 100)
+    dataset = hcd.open_dataset(tmp_path / "many")
+    assert (len(dataset.labels), len(dataset.test_ids), hcd.verify_patches(dataset.train_paths, progress=False)) == (100, 26, 100)
+    inodes = [Path(path).stat().st_ino for path in [*dataset.train_paths, *dataset.test_paths]]
+    assert sorted(map(inodes.count, set(inodes))) == [20, 26, 40, 40]
+    assert all(Path(path).stat().st_nlink == 1 for path in sample.train_paths)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
+def test_the_command_prints_every_row(sample, tmp_path):
+    data = shutil.copytree(sample.root, tmp_path / "data")
+    before = sorted(data.rglob("*"))
+    answer = run("--setup", "--data", str(data))
+    assert (answer.returncode, answer.stderr) == (0, "")
+    head, _, _, _, *lines = answer.stdout.splitlines()
+    assert "torch" in head and "real patches" in head
+    assert len(lines) == 7 + 10
+    for line in lines:
+        assert re.fullmatch(r"\| [^|]+ \| [\d.,]+ [^|]+ \| [\d.,]+ [^|]+ \| [\d.]+ x \([^|]+\) \| [^|]* \|", line), line
+    assert sorted(data.rglob("*")) == before
