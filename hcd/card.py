@@ -75,7 +75,7 @@ def read_card(path):
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; a card has at most {MOST_BYTES}, get the right file")
     try:
-        card = json.loads(path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
+        card = json.loads(path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({str(error)[:100]}); restore it from where the model was saved") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -114,6 +114,14 @@ def _check_names(path, what, found, wanted):
     for name in sorted(found ^ wanted):
         fault = "missing" if name in wanted else "unknown"
         raise ValueError(f"{path}: {what} {_shorten(repr(name))} is {fault}; restore the card or install the hcd that wrote it")
+
+
+def _once(pairs):
+    """Make a JSON object of its names and values; of a name that stands twice, every reader would take another value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object of {len(pairs)} names has one of them twice")
+    return found
 
 
 def _finite(text):

@@ -102,7 +102,7 @@ def _check_table(path, labelled, notes):
     faults = row_faults(table)
     for fault, (column, rows) in faults.items():
         if labelled or column == "id":
-            notes["tables"] += [f"{path.name}: row {row + 2}, {column} {table[column].iat[row]!r} {fault}"
+            notes["tables"] += [f"{path.name}: row {row + 2}, {column} {repr(table[column].iat[row])[:100]} {fault}"
                                 for row in np.flatnonzero(rows)]
     usable = {}
     for patch_id, label in table[~faults["is no file name"][1]].itertuples(index=False):

@@ -55,8 +55,8 @@ class Checkpoints:
         for field, value in self.identity.items():
             was = content.get("identity", {}).get(field)
             if was != value:
-                raise ValueError(f"{path} belongs to a run with {field}={was!r} and this one has {value!r}; resume with the same "
-                                 "recipe and data, or start a new run in another folder")
+                raise ValueError(f"{path} belongs to a run with {field}={was!r} and this one has {value!r}; use the same recipe "
+                                 "and data to resume it, or start a new run in another folder")
         _set_generators(content["generators"], data)
         return content
 
@@ -85,8 +85,8 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             return None
         for what, value in self.call.items():
             if self.kept["call"][what] != value:
-                raise ValueError(f"checkpoint {self.name!r} was made with {what}={self.kept['call'][what]} and this fit has {value}; "
-                                 "resume with the same call and the same split, or start a new run")
+                raise ValueError(f"checkpoint {self.name!r} was made with {what}={self.kept['call'][what]} and this fit has "
+                                 f"{value}; use the same call and the same split to resume it, or start a new run")
         done = self.kept["epoch"]
         pbar.main_bar.gen = range(done, n_epochs)
         pbar.main_bar.total += done  # fastai takes it off, for loops that it shortens itself

@@ -1,23 +1,26 @@
-"""`hcd run | predict | check`: parse, call, print."""
+"""`hcd run | predict | check | pack`: parse, call, print."""
 import argparse
 import csv
 import json
 import os
 import shutil
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
-import cv2
 import papermill
 from nbclient.exceptions import DeadKernelError
 
 from .check import check_dataset
+from .compat import silence_opencv
 from .dataset import open_dataset
 from .export import load_bundle, predict_image
 from .files import new_run_folder, prepare_output, whole_write
 from .learner import check_machine
+from .packer import pack_dataset
 from .recipe import Recipe
+from .record import close_record, resume_record, start_record
 from .runner import InputError, run_notebook
 
 
@@ -25,7 +28,7 @@ def main(arguments=None):
     """Run the command line; returns the exit code: 0 done, 1 failed on the way, 2 wrong input."""
     options = _parser().parse_args(arguments)
     # of a damaged image OpenCV would print lines of its own, here and in the notebook's process
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    silence_opencv()
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
         return options.command(options)
@@ -38,36 +41,70 @@ def main(arguments=None):
 
 
 def run(options):
-    """Execute the walkthrough and print the closing table."""
-    changes = {field.name: getattr(options, field.name) for field in fields(Recipe) if getattr(options, field.name) is not None}
+    """Execute the walkthrough, or go on with a run that was interrupted, and print the closing table."""
     if options.workers is not None and options.workers < 0:
         raise ValueError(f"--workers {options.workers} is no count; give 0 or more")
-    # the notebook checks the same; here a wrong value is found before a kernel starts or a folder is made
-    recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
-    if options.data:
-        open_dataset(options.data)
-    check_machine(recipe, options.device)
-    output = prepare_output(options.output).resolve() if options.output else new_run_folder("outputs").resolve()
-    parameters = {"data_folder": str(Path(options.data).resolve()) if options.data else "", "recipe_changes": changes,
-                  "num_workers": options.workers, "device": options.device, "remove_outliers": options.remove_outliers,
-                  "back_to_stage1": options.back_to_stage1}
+    output, record = _resumed_run(options) if options.resume else _new_run(options)
+    go_on = f"go on with: hcd run --resume {os.path.relpath(output)}"
     print(f"writing to {output}")
     try:
-        run_notebook(output, parameters)
+        notebook = run_notebook(output, record["parameters"])
     except InputError:
-        if not options.output:
+        if not options.output and not options.resume:
             shutil.rmtree(output)
         raise
     except papermill.PapermillExecutionError as error:
         print(f"hcd: {error.source.splitlines()[0][2:]} failed with {error.ename}: {error.evalue}; its traceback is in "
-              f"{output / 'walkthrough.ipynb'}", file=sys.stderr)
+              f"{output / 'walkthrough.ipynb'}, and when that is mended, {go_on}", file=sys.stderr)
         return 1
     except DeadKernelError:
-        print("hcd: the notebook's process was killed, most often for want of memory; give less --batch-size or --workers",
-              file=sys.stderr)
+        print("hcd: the notebook's process was killed, most often for want of memory; give less --batch-size or --workers in a new "
+              f"run, or {go_on}", file=sys.stderr)
         return 1
-    _print_table(json.loads((output / "metrics.json").read_text()), output)
+    except KeyboardInterrupt:
+        print(f"hcd: stopped; {go_on}", file=sys.stderr)
+        return 130
+    metrics = json.loads((output / "metrics.json").read_text())
+    close_record(output, record, metrics, notebook)
+    _print_table(metrics, output)
     return 0
+
+
+def _new_run(options):
+    """Check what the notebook will check too, before a kernel starts or a folder is made; return the folder and its record."""
+    changes = _recipe_changes(options)
+    recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
+    if options.data:
+        open_dataset(options.data)
+    check_machine(recipe, options.device)
+    output = prepare_output(options.output, lock=False) if options.output else new_run_folder("outputs")
+    output = output.resolve()
+    parameters = {"data_folder": str(Path(options.data).resolve()) if options.data else "", "recipe_changes": changes,
+                  "num_workers": options.workers, "device": options.device, "remove_outliers": options.remove_outliers,
+                  "back_to_stage1": options.back_to_stage1}
+    return output, start_record(output, recipe, parameters)
+
+
+def _resumed_run(options):
+    """Return the folder and the record of an interrupted run; what is asked for now must be what it was run with."""
+    for flag in ("output", "remove_outliers", "back_to_stage1"):
+        if getattr(options, flag):
+            raise ValueError(f"--{flag.replace('_', '-')} cannot be given with --resume, which goes on as it began; leave it out")
+    output = prepare_output(Path(options.resume).resolve(), resume=True, lock=False)
+    record = resume_record(output, _recipe_changes(options))
+    parameters = record["parameters"]
+    if options.data:  # it may have moved; the checkpoints know whether it is the same
+        open_dataset(options.data)
+        parameters["data_folder"] = str(Path(options.data).resolve())
+    for name, value in (("num_workers", options.workers), ("device", options.device)):
+        if value is not None:
+            parameters[name] = value
+    check_machine(Recipe(**record["recipe"]), parameters["device"])
+    return output, {**record, "parameters": {**parameters, "resume": True}}
+
+
+def _recipe_changes(options):
+    return {field.name: getattr(options, field.name) for field in fields(Recipe) if getattr(options, field.name) is not None}
 
 
 def predict(options):
@@ -90,6 +127,25 @@ def check(options):
     return 0 if report.clean else 1
 
 
+def pack(options):
+    """Pack a data set and print where, how large and how long."""
+    start = time.monotonic()
+    try:
+        report = pack_dataset(options.data, options.into)
+    except KeyboardInterrupt as error:
+        print(f"hcd: {error or 'stopped; nothing was packed'}", file=sys.stderr)
+        return 130
+    what = f"{report.folder}: {report.patches:,} patches, {report.size_bytes / 1e9:.2f} GB"
+    if not report.new:
+        print(f"{what}, whole and of this data set; nothing to do")
+        return 0
+    earlier = f", {report.kept:,} of them by an earlier run" if report.kept else ""
+    print(f"{what}, packed in {time.monotonic() - start:.0f} s{earlier}")
+    if report.replaced:
+        print(f"the pack that was there could not stay: {report.replaced}")
+    return 0
+
+
 def _parser():
     parser = argparse.ArgumentParser(prog="hcd", description="Histopathologic cancer detection in fastai v1.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -97,6 +153,7 @@ def _parser():
     command.set_defaults(command=run)
     command.add_argument("--data", metavar="DIR", help="folder in the competition's layout; default: a synthetic sample")
     command.add_argument("--output", metavar="DIR", help="folder to write into; default: a new one under outputs/")
+    command.add_argument("--resume", metavar="RUN", help="folder of an interrupted run to go on with")
     command.add_argument("--workers", type=int, metavar="N", help="processes that read patches; default: one a core")
     command.add_argument("--device", help="cpu, cuda, ...; default: a GPU when there is one")
     command.add_argument("--remove-outliers", action="store_true", help="drop too dark and too bright patches (In 10)")
@@ -113,6 +170,10 @@ def _parser():
     command.set_defaults(command=check)
     command.add_argument("data", metavar="DIR", help="folder in the competition's layout")
     command.add_argument("--json", action="store_true", help="print everything as JSON, for machines")
+    command = commands.add_parser("pack", help="write every patch of a data set into one array, to read faster from a slow disk")
+    command.set_defaults(command=pack)
+    command.add_argument("data", metavar="DIR", help="folder in the competition's layout")
+    command.add_argument("--into", metavar="FOLDER", help="folder to get the tables and the pack; default: beside the files")
     return parser
 
 

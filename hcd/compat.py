@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.error import URLError
 
+import cv2
 import numpy as np
 import torch
 import torchvision
@@ -42,7 +43,9 @@ def load_tensors(file):
     try:
         with torch.serialization.safe_globals(OPTIMISER_TYPES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickle protocols, where a damaged file is about to be refused
-            return torch.load(file, map_location="cpu", weights_only=True)
+            # of a file on disk, torch would ask for whatever length damaged bytes claim; of bytes in memory, for no more than there are
+            source = file if hasattr(file, "read") else io.BytesIO(Path(file).read_bytes())
+            return torch.load(source, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"{file} does not exist or is no file; save the model first or name another file") from None
     except Exception as error:  # torch's unpickler lets a dozen kinds out of damaged bytes, from IndexError to struct.error
@@ -124,6 +127,14 @@ def load_trusted_export(path):
     learner.callback_fns = state["callback_fns"]
     learner.callbacks = [fastai.basic_train.load_callback(kind, kept, learner) for kind, kept in callbacks.items()]
     return learner
+
+
+def silence_opencv():
+    """Keep OpenCV from printing lines of its own about damaged images; 4.10 has its switch in another place than 4.14."""
+    if hasattr(cv2, "setLogLevel"):
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class DataLoader(torch.utils.data.DataLoader):

@@ -6,7 +6,7 @@ import torch
 from fastai.vision import Image, ImageList, pil2tensor
 from sklearn.model_selection import train_test_split
 
-from .compat import DataLoader
+from .passes import replace_loaders
 from .reader import read_cropped_image
 from .recipe import Recipe
 
@@ -39,19 +39,6 @@ def stratified_split(labels, valid_fraction=0.1, rng_seed=None):
                          f"valid_fraction={valid_fraction}: each side needs both labels; use more patches or another share")
     train_idx, valid_idx = sides
     return train_idx, valid_idx
-
-
-class Crop(Image):
-    """A fastai Image that the reader has already cut to size, so that there is nothing left to transform."""
-
-    rng = random
-
-    def apply_tfms(self, tfms, size=None, **kwargs):
-        """Return itself where only its own size is asked for; else as fastai's Image."""
-        if tfms or size != self.shape[-1]:
-            return super().apply_tfms(tfms, size=size, **kwargs)
-        self.rng.random()  # fastai's cropping would draw a number too, and period parity counts draws
-        return self
 
 
 class CroppedImageList(ImageList):
@@ -102,73 +89,6 @@ class Crop(Image):
         return self
 
 
-class Passes:
-    """The passes over the data that were begun with an rng_seed; each has a number, and each item of it draws by (pass, index).
-
-    So neither the number of workers nor their order changes a draw. `count` is all that a resumed run has to know.
-    """
-
-    def __init__(self, rng_seed):
-        self.rng_seed, self.count = rng_seed, 0
-
-    def rng(self, number, index):
-        """Return the generator of one item, by its index, or of the order of the items, index -1."""
-        return random.Random((self.rng_seed << 64) + (number << 32) + index + 1)
-
-
-class _Sampler(torch.utils.data.Sampler):
-    """Begins a pass each time it is asked for an order, and gives (pass, index) of each item."""
-
-    def __init__(self, dataset, shuffle, passes):
-        self.dataset, self.shuffle, self.passes = dataset, shuffle, passes
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __iter__(self):
-        self.passes.count += 1
-        number, order = self.passes.count, torch.arange(len(self))
-        if self.shuffle:
-            seed = self.passes.rng(number, -1).getrandbits(63)
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return ((number, int(index)) for index in order)
-
-
-class _DrawnByKey(torch.utils.data.Dataset):
-    """A data set that takes (pass, index) too, and then draws from the generator of that item."""
-
-    def __init__(self, dataset, passes):
-        self.dataset, self.passes = dataset, passes
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getattr__(self, name):
-        if name in ("dataset", "passes"):  # not there yet, while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __getitem__(self, key):
-        if not isinstance(key, tuple):
-            return self.dataset[key]
-        items = self.dataset.x
-        items.rng = self.passes.rng(*key)
-        try:
-            return self.dataset[key[1]]
-        finally:
-            items.rng = random
-
-
-class PassLoader(DataLoader):
-    """DataLoader whose every pass is a function of the rng_seed and the pass's number alone, and touches no other generator."""
-
-    def __init__(self, dataset, passes, shuffle=False, **kwargs):
-        if not isinstance(dataset, _DrawnByKey):
-            dataset = _DrawnByKey(dataset, passes)
-        super().__init__(dataset, sampler=_Sampler(dataset, shuffle, passes), generator=torch.Generator(), **kwargs)
-        self.init_kwargs = {"passes": passes, "shuffle": shuffle, **kwargs}
-
-
 def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
     """Build the databunch that all training and prediction reads from.
 
@@ -212,22 +132,8 @@ def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
             .databunch(bs=recipe.batch_size, device=find_device(device), pin_memory=pin_memory, **workers)
             .normalize((torch.tensor(recipe.mean), torch.tensor(recipe.std))))
     data.single_dl.dl.pin_memory = pin_memory  # fastai passes the option on to every loader but this one
-    _replace_loaders(data, recipe)
+    replace_loaders(data, recipe)
     return data
-
-
-def _replace_loaders(data, recipe):
-    """Give a databunch loaders that draw by the rng_seed, and fast ones whose workers live on from epoch to epoch."""
-    data.passes = None if recipe.rng_seed is None else Passes(recipe.rng_seed)
-    if data.passes is None and not recipe.fast:
-        return
-    for bound in (data.train_dl, data.valid_dl, data.fix_dl, data.test_dl):
-        options = {**bound.dl.init_kwargs, "collate_fn": bound.collate_fn}
-        if recipe.fast and bound in (data.train_dl, data.valid_dl) and options["num_workers"]:
-            options["persistent_workers"] = True
-        if data.passes:
-            options = {"passes": data.passes, **{key: value for key, value in options.items() if key not in ("sampler", "batch_sampler")}}
-        bound.dl = (PassLoader if data.passes else DataLoader)(bound.dl.dataset, **options)
 
 
 def find_device(device=None):
@@ -248,6 +154,8 @@ def find_device(device=None):
 
 def set_rng_seed(rng_seed):
     """Seed Python's, numpy's and torch's generators, and ask cuDNN for repeatable kernels; None leaves all as they are.
+
+    A databunch that was made by a recipe with an rng_seed counts its own passes, see `Passes`: make it anew to repeat them.
 
     CHANGED C16: the walkthrough seeds nothing, so no two of its runs agree.
     """

@@ -1,4 +1,5 @@
 """Folder -> validated table of ids and labels, in the competition's layout."""
+import csv
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ from .pack import FOLDER, PackedFolder, PackedPatch
 from .reader import map_patches, read_patch
 from .recipe import Recipe
 
+MOST_TABLE_BYTES, MOST_ROWS, MOST_LINE = 1 << 27, 1 << 22, 1 << 16  # fifteen times the competition's, and no memory filled
 LAYOUT = "train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv (id,label)"
 TABLES = ("train_labels.csv", "sample_submission.csv", "test_labels.csv")
 
@@ -55,7 +57,7 @@ class Dataset:
     @property
     def train_paths(self):
         """Files or packed patches of all labelled patches, in the order of `labels`."""
-        return [self.locate("train", patch_id) for patch_id in self.labels["id"]]
+        return [self.locate("train", patch_id) for patch_id in self.labels["id"].tolist()]
 
     @property
     def test_paths(self):
@@ -65,8 +67,13 @@ class Dataset:
     @property
     def fingerprint(self):
         """SHA-256 over the sorted ids and labels; ids name their patches' content, so it stands for the pixels too."""
-        rows = (self.labels["id"] + self.labels["label"].map({0: ",0", 1: ",1"})).sort_values()
-        return hashlib.sha256("\n".join([*rows, *self.test_ids]).encode()).hexdigest()
+        rows = np.char.add(id_array(self.labels["id"]), np.where(self.labels["label"], b",1", b",0"))
+        rows.sort()
+        digest = hashlib.sha256()
+        for start in range(0, len(rows), 10_000):  # millions of rows as one text would need half a GiB
+            digest.update(b"".join(row + b"\n" for row in rows[start:start + 10_000].tolist()))
+        digest.update("\n".join(self.test_ids).encode())
+        return digest.hexdigest()
 
 
 def open_dataset(root, packed=None):
@@ -139,26 +146,58 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
 
 
 def read_table(path):
-    """Read a CSV with the columns id and label as text, whatever its rows hold; `row_faults` says what is wrong with them."""
+    """Read a CSV's columns id and label as text, whatever its rows hold; `row_faults` says what is wrong with them.
+
+    pandas would fill short rows, shift long ones and rename a column that stands twice, all in silence.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the data folder must hold {LAYOUT}")
+    if path.stat().st_size > MOST_TABLE_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a table has at most {MOST_TABLE_BYTES}, restore it from the data set")
+    ids, labels = [], []
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        reason = " ".join(str(error).split())  # pandas ends some with a line break
-        raise ValueError(f"{path} is no CSV table with the header id,label ({reason}); restore it from the data set") from error
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = _table_rows(file)
+            header = next(rows)
+            if header.count("id") == header.count("label") == 1:
+                id_at, label_at = header.index("id"), header.index("label")
+                for row in rows:
+                    ids.append(row[id_at])
+                    labels.append(row[label_at])
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV table with the header id,label ({error}); restore it from the data set") from error
     for column in ("id", "label"):
-        if column not in table.columns:
-            raise ValueError(f"{path} has the columns {list(table.columns)} but no {column!r}; the header must be id,label")
-    if table.empty:
+        if header.count(column) != 1:
+            raise ValueError(f"{path} has the columns {repr(header)[:100]} but {'no' if column not in header else 'more than one'} "
+                             f"{column!r}; the header must be id,label")
+    if not ids:
         raise ValueError(f"{path} has a header but no rows; restore it from the data set")
-    return table[["id", "label"]]
+    return pd.DataFrame({"id": ids, "label": labels})
+
+
+def _table_rows(file):
+    """Yield a table's header and rows, none of them empty, longer or shorter than the header, or endless."""
+    def lines():
+        for line in file:
+            if len(line) > MOST_LINE or "\0" in line:
+                raise ValueError(f"it has a line of {len(line)} characters" if len(line) > MOST_LINE else "it holds a NUL byte")
+            yield line
+
+    header = None
+    for number, row in enumerate(filter(None, csv.reader(lines(), strict=True)), 1):
+        header = header or row
+        if len(row) != len(header) or number > MOST_ROWS:
+            raise ValueError(f"row {number} has {len(row)} field(s), the header {len(header)}" if len(row) != len(header)
+                             else f"it has more than {MOST_ROWS} rows")
+        yield row
+    if not header:
+        raise ValueError("it is empty")
 
 
 def row_faults(table):
     """Return what can be wrong with the rows of a table: {fault: (its column, mask of the rows that have it)}."""
     return {"is used twice": ("id", table["id"].duplicated()),
-            "is no file name": ("id", ~table["id"].str.fullmatch(r"[\w\-]+")),
+            "is no file name": ("id", ~table["id"].str.fullmatch(r"[\w\-]{1,200}")),
             "is neither 0 nor 1": ("label", ~table["label"].isin(["0", "1"]))}
 
 
@@ -169,7 +208,8 @@ def visible_files(folder):
 
 def id_array(ids):
     """Return ids as an array of bytes: a third of the memory of Python's strings, sorted and compared at once."""
-    width = max(map(len, map(str.encode, ids)))
+    ids = ids if isinstance(ids, (list, tuple)) else ids.tolist()  # a Series is ten times slower to go through
+    width = max(map(len, map(str.encode, ids)), default=1)
     return np.fromiter(map(str.encode, ids), f"S{width}", len(ids))
 
 
@@ -180,14 +220,15 @@ def _read_ids(path):
         return table
     for fault, (column, rows) in row_faults(table).items():
         if column == "id" and rows.any():
-            raise ValueError(f"{path}: id {table['id'][rows].iloc[0]!r} {fault} ({rows.sum()} such row(s)); every row needs an "
+            raise ValueError(f"{path}: id {repr(table['id'][rows].iloc[0])[:100]} {fault} ({rows.sum()} such row(s)); every row needs an "
                              "id of its own made of letters, digits, - and _")
     return table
 
 
 def _are_sound(ids):
     """Say whether `row_faults` would find nothing in millions of ids, without a Python object for each."""
-    if not all(ids) or not re.fullmatch(r"[\w\-]*", "".join(ids)):
+    ids = ids.tolist()
+    if not 0 < min(map(len, ids)) <= max(map(len, ids)) <= 200 or not re.fullmatch(r"[\w\-]*", "".join(ids)):
         return False
     ids = np.sort(id_array(ids))
     return bool((ids[1:] != ids[:-1]).all())
@@ -196,10 +237,10 @@ def _are_sound(ids):
 def _read_labels(path):
     """Read a CSV of ids and labels, 0 or 1."""
     table = _read_ids(path)
-    _, wrong = row_faults(table)["is neither 0 nor 1"]
+    wrong = ~table["label"].isin(["0", "1"])
     if wrong.any():
         row = table[wrong].iloc[0]
-        raise ValueError(f"{path}: label {row['label']!r} of id {row['id']} is neither 0 nor 1 ({wrong.sum()} such row(s)); "
+        raise ValueError(f"{path}: label {repr(row['label'])[:100]} of id {row['id']} is neither 0 nor 1 ({wrong.sum()} such row(s)); "
                          "correct the table")
     return table.assign(label=table["label"].astype("int64"))
 
@@ -209,8 +250,9 @@ def _match_files(folder, ids, table):
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; the data folder must hold {LAYOUT}")
     wanted = np.char.add(ids, b".tif")
-    with os.scandir(folder) as entries:  # one byte more, so that a longer name does not pass for its beginning
-        found = np.fromiter((os.fsencode(entry.name) for entry in entries if entry.name[0] != "."), f"S{wanted.itemsize + 1}")
+    with os.scandir(os.fsencode(folder)) as entries:
+        names = (entry.name for entry in entries)  # one byte more below, so that a longer name does not pass for its beginning
+        found = np.fromiter((name for name in names if name[:1] != b"."), f"S{wanted.itemsize + 1}")
     wanted.sort()
     found.sort()
     if np.array_equal(found, wanted):

@@ -61,12 +61,12 @@ def new_run_folder(parent, name="run"):
     raise FileExistsError(f"{parent} holds 1000 runs of this very second; name another output folder")
 
 
-def prepare_output(folder="", parent="outputs", resume=False):
-    """Make the folder that one run writes into, and keep other processes from writing into it.
+def prepare_output(folder="", parent="outputs", resume=False, lock=True):
+    """Make the folder that one run writes into, and keep other runs out of it as long as this process lives.
 
     Args:
         folder: where to; "" makes a new one under `parent`. parent: used beside or above the working folder, whichever is there.
-        resume: the folder holds an interrupted run, to go on with.
+        resume: the folder holds an interrupted run, to go on with. lock: False only looks whether another run is in it.
     Returns:
         Path of a writable folder that holds no earlier run, or with `resume` one that is not finished.
     Raises:
@@ -77,7 +77,7 @@ def prepare_output(folder="", parent="outputs", resume=False):
         if resume:
             raise FileNotFoundError("resume needs the folder of the interrupted run; name it")
         folder = new_run_folder(Path("..", parent) if Path("..", parent).is_dir() else Path(parent))
-        _lock(folder)
+        _lock(folder, lock)
         return folder
     folder = Path(folder)
     if resume and not folder.is_dir():
@@ -85,25 +85,30 @@ def prepare_output(folder="", parent="outputs", resume=False):
     folder = writable_folder(folder)
     for name in ("metrics.json",) if resume else ("metrics.json", "models", "model", "checkpoints"):
         if (folder / name).exists():
-            raise FileExistsError(f"{folder} holds a finished run ({name}), there is nothing to resume; read its results or start a "
-                                  "new run in another folder" if resume else
+            raise FileExistsError(f"{folder} holds a finished run ({name}), there is nothing to resume; read its results or start "
+                                  "a new run in another folder" if resume else
                                   f"{folder} holds an earlier run ({name}), which is never written over; name another folder, or "
                                   "resume it if it was interrupted")
-    _lock(folder)
+    _lock(folder, lock)
     return folder
 
 
-def _lock(folder):
+def _lock(folder, hold):
     """Lock a folder for as long as this process lives; a process that is just being stopped gets a moment to end."""
     if fcntl is None:
         return
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # left open on purpose: closing it would unlock
-    for _ in range(50):
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    for attempt in range(50):
         try:
-            return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if attempt == 49:
+                os.close(descriptor)
+                raise BlockingIOError(f"another run is still writing into {folder}; stop it or name another folder") from error
             time.sleep(0.1)
-    raise BlockingIOError(f"another run is still writing into {folder}; stop it first or name another folder")
+    if not hold:
+        os.close(descriptor)  # which unlocks
 
 
 def writable_folder(path):

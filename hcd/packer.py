@@ -29,14 +29,15 @@ class PackReport:
 
     Attributes:
         folder: the pack. patches: how many it holds. size_bytes: of all its files. kept: patches that an earlier, interrupted run
-        had packed; all of them where the pack was there already and nothing was done. replaced: why a pack that was there could
-        not stay, and where it lies now; else "".
+        had packed. new: False where a pack was there and nothing was done. replaced: why a pack that was there could not stay, and
+        where it lies now; else "".
     """
 
     folder: Path
     patches: int
     size_bytes: int
     kept: int
+    new: bool
     replaced: str
 
 
@@ -64,7 +65,7 @@ def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
             dataset = open_dataset(target)
             verify_patches(dataset.train_paths + dataset.test_paths, recipe, progress)
             _same_tables(root, target)
-            return _report(target, kept=len(dataset.packed.ids), replaced="")
+            return _report(target, 0, False, "")
         except (ValueError, OSError) as error:  # it is made anew below where the files are there, and then the report says why
             if not (root / "train").is_dir():
                 raise
@@ -77,8 +78,7 @@ def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
                 with whole_write(target / name) as file:
                     file.write((root / name).read_bytes())
     kept = _pack(dataset, target / f"{FOLDER}.part", recipe, progress, f"hcd pack {root}" + f" --into {into}" * (into is not None))
-    replaced = _commit(target, reason)
-    return _report(target, kept, replaced)
+    return _report(target, kept, True, _commit(target, reason))
 
 
 def _same_tables(root, target):
@@ -237,8 +237,8 @@ def _commit(target, reason):
     return replaced
 
 
-def _report(target, kept, replaced):
+def _report(target, kept, new, replaced):
     pack = PackedFolder(target)
     pack.spot_check()
     size_bytes = sum((pack.folder / name).stat().st_size for name in (INDEX, IDS, HASHES, PATCHES))
-    return PackReport(pack.folder, len(pack.ids), size_bytes, kept, replaced)
+    return PackReport(pack.folder, len(pack.ids), size_bytes, kept, new, replaced)

@@ -38,7 +38,7 @@ def run_notebook(output, parameters):
         output: folder that gets walkthrough.ipynb, walkthrough.html, figures/*.png and what the notebook writes itself.
         parameters: values for the notebook's first cell.
     Returns:
-        Path of the executed notebook.
+        the executed notebook, as nbformat has it.
     Raises:
         InputError: In 0 or In 1 turned the settings or the data down.
         papermill.PapermillExecutionError: a later cell failed; the executed notebook holds its traceback.
@@ -59,12 +59,12 @@ def run_notebook(output, parameters):
             raise
         finally:
             if executed.is_file():
-                _save_pictures(executed)
-    return executed
+                notebook = _save_pictures(executed)
+    return notebook
 
 
 def _save_pictures(executed):
-    """Write each figure as PNG, named by its cell, and the whole notebook as HTML."""
+    """Write each figure as PNG, named by its cell, and the whole notebook as HTML; return it, tidied."""
     notebook = nbformat.read(executed, 4)
     (executed.parent / "figures").mkdir(exist_ok=True)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
@@ -75,10 +75,12 @@ def _save_pictures(executed):
             with whole_write(executed.parent / "figures" / name) as file:
                 file.write(base64.b64decode(image))
         cell.outputs = _merge_streams(cell.outputs)
-    nbformat.write(notebook, executed)
+    with whole_write(executed, "w", encoding="utf-8") as file:
+        nbformat.write(notebook, file)
     html, _ = HTMLExporter().from_notebook_node(notebook)
     with whole_write(executed.with_suffix(".html"), "w", encoding="utf-8") as file:
         file.write(html)
+    return notebook
 
 
 def _merge_streams(outputs):

@@ -112,7 +112,7 @@ def _tiff_size(content, order, big):
         return None
     count, = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, start)
     first, size = start + (8 if big else 2), 20 if big else 12
-    found = {tag: 0 for tag in (*WIDTHS, *LENGTHS)}
+    found = dict.fromkeys((*WIDTHS, *LENGTHS), 0)
     for place in range(first, min(first + size * count, len(content) - size + 1), size):
         tag, kind = struct.unpack_from(f"{order}HH", content, place)
         if tag in found and kind in WHOLE:

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -272,3 +273,30 @@ def test_damaged_patch_stops_the_notebook_in_its_first_cell(copy_of_sample, tmp_
     assert last.startswith("hcd: 1 of 72 patches cannot be used: ")
     assert str(patch) in last and "cannot be decoded" in last
     assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_pack_prints_where_how_large_and_how_long(copy_of_sample, capfd):
+    assert main(["pack", str(copy_of_sample)]) == 0
+    out, _ = capfd.readouterr()
+    assert re.fullmatch(rf"{copy_of_sample}/packed: 72 patches, 0\.00 GB, packed in \d+ s\n", out)
+    assert main(["pack", str(copy_of_sample)]) == 0
+    assert capfd.readouterr().out == f"{copy_of_sample}/packed: 72 patches, 0.00 GB, whole and of this data set; nothing to do\n"
+    os.truncate(copy_of_sample / "packed" / "sha1.npy", 200)
+    assert main(["pack", str(copy_of_sample)]) == 0
+    out, _ = capfd.readouterr()
+    assert "packed in" in out and "could not stay" in out and "sha1.npy has 200 bytes" in out and "packed.old" in out
+    assert main(["pack", str(copy_of_sample), "--into", str(copy_of_sample / "fast")]) == 0
+    assert (copy_of_sample / "fast" / "packed" / "index.json").is_file()
+
+
+def test_pack_of_wrong_input_and_ctrl_c(copy_of_sample, tmp_path, capfd, monkeypatch):
+    refused(capfd, ["pack", tmp_path / "none"], "none is no folder")
+    (next((copy_of_sample / "train").iterdir())).unlink()
+    refused(capfd, ["pack", copy_of_sample], "is missing although train_labels.csv lists it")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt("stopped; 5 of 72 patches are packed")
+
+    monkeypatch.setattr(cli, "pack_dataset", interrupted)
+    assert main(["pack", str(copy_of_sample)]) == 130
+    assert capfd.readouterr().err == "hcd: stopped; 5 of 72 patches are packed\n"

@@ -90,6 +90,7 @@ def test_a_loaded_learner_trains_on_as_the_saved_one_would(databunch, fitted, tm
     results = []
     for learner in (fitted, other):
         hcd.set_rng_seed(7)
+        databunch.passes.count = 0
         learner.fit(1, 1e-2)
         results.append(weights(learner))
     assert equal(*results)
@@ -267,7 +268,7 @@ def test_only_numpys_numbers_are_let_in_and_only_while_loading(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"damaged")
     with pytest.raises(ValueError):
         compat.load_tensors(tmp_path / "a.pth")
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -484,7 +485,8 @@ def state():
                            torch.multiprocessing.get_sharing_strategy()],
         "PIL": [PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES], "cv2": cv2.useOptimized(),
         "environ": dict(os.environ), "logging": [logging.root.level, repr(logging.root.handlers), logging.root.manager.disable],
-        "process": [sys.path, repr(sys.excepthook), repr(sys.displayhook), sys.getrecursionlimit(), os.getcwd(), os.umask(0o22),
+        "process": [[path for path in sys.path if "/tmp" not in path],  # torch 2.6 adds a folder of its own
+                    sys.excepthook.__qualname__, sys.displayhook.__qualname__, sys.getrecursionlimit(), os.getcwd(), os.umask(0o22),
                     repr(signal.getsignal(signal.SIGINT)), repr(signal.getsignal(signal.SIGTERM)), socket.getdefaulttimeout(),
                     locale.setlocale(locale.LC_ALL), multiprocessing.get_start_method(allow_none=True)],
     })

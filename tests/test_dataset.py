@@ -3,7 +3,9 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 
 from hcd import Recipe, open_dataset, verify_patches
+from hcd import dataset as dataset_module
 from hcd.dataset import Dataset
 
 TABLES = ("train_labels.csv", "sample_submission.csv")
@@ -177,8 +180,12 @@ def test_an_id_that_is_no_file_name(copy_of_sample, refused, table, patch_id):
 @pytest.mark.parametrize("content, words", [
     (b"", "no CSV table"), (b"id,label\n", "no rows"), (b"id,label\na,0,1\nb,1\n\"", "no CSV table"),
     (b"id,label\n\xff\xfe,0\n", "no CSV table"),
-    (b"id,label\na,1\nb,0,0,0\n", "no CSV table"), (b"\0\0\0\0", "'id'"), (b'id,label\n"a\nb",1\n', r"'a\nb'"),
-], ids=["empty", "header only", "open quote", "not utf-8", "ragged", "zeros", "line break in an id"])
+    (b"id,label\na,1\nb,0,0,0\n", "row 3 has 4 field(s)"), (b"id,label\na,1\nb\n", "row 3 has 1 field(s)"),
+    (b"id,label\nx,a,1\nx,b,0\n", "row 2 has 3 field(s)"), (b"id,label,id\na,0,b\n", "more than one 'id'"),
+    (b"\0\0\0\0", "NUL byte"), (b'id,label\n"a\nb",1\n', r"'a\nb'"), (b"id,label\n" + b"a" * 201 + b",1\n", "is no file name"),
+    (b"," * 100_000 + b"\nid,label\n", "a line of 100001 characters"), (b"id,label\n" + b"\n" * (1 << 27), "bytes"),
+], ids=["empty", "header only", "open quote", "not utf-8", "ragged", "short row", "long rows", "id twice", "zeros",
+        "line break in an id", "long id", "commas", "128 MiB"])
 @pytest.mark.parametrize("table", TABLES)
 def test_what_is_no_table(copy_of_sample, refused, table, content, words):
     (copy_of_sample / table).write_bytes(content)
@@ -268,3 +275,48 @@ def test_the_samples_ids_are_the_sha1_of_their_pixels(sample):
     assert (card["train"], card["test"]) == (60, 12)
     for path, patch_id in zip(sample.test_paths, sample.test_ids):
         assert hashlib.sha1(cv2.imread(path)[..., ::-1].tobytes()).hexdigest() == patch_id
+
+
+def test_a_longer_name_does_not_pass_for_its_beginning(copy_of_sample, refused):
+    path = max((copy_of_sample / "test").iterdir())
+    longer = path.rename(f"{path}f")
+    with refused(FileNotFoundError, path, "1 of 12"):
+        open_dataset(copy_of_sample)
+    longer.rename(path)
+    assert open_dataset(copy_of_sample)
+
+
+class Listing:
+    """Stand in for os.scandir, with the files that a table lists."""
+
+    def __init__(self, folder):
+        root, side = os.path.split(os.fsdecode(folder))
+        table = os.path.join(root, {"train": "train_labels.csv", "test": "sample_submission.csv"}[side])
+        with open(table, "rb") as file:
+            self.entries = [SimpleNamespace(name=line.split(b",")[0] + b".tif") for line in file][1:]
+
+    def __enter__(self):
+        return iter(self.entries)
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_memory_grows_with_the_rows_and_stays_lean(tmp_path, monkeypatch):
+    """2.2 million rows have to fit beside everything else into 2 GiB, so a row may not take more than some 400 bytes."""
+    monkeypatch.setattr(dataset_module.os, "scandir", lambda folder: listings[os.fsdecode(folder)])
+    used = []
+    for rows_ in (10_000, 20_000):
+        root = tmp_path / str(rows_)
+        for side, table, count in (("train", "train_labels.csv", rows_), ("test", "sample_submission.csv", rows_ // 4)):
+            (root / side).mkdir(parents=True)
+            write(root / table, ["id,label", *(f"{hashlib.sha1(f'{side}{n}'.encode()).hexdigest()},{n % 2}" for n in range(count))])
+        listings = {str(root / side): Listing(root / side) for side in ("train", "test")}
+        tracemalloc.start()
+        try:
+            dataset = open_dataset(root)
+            used.append(tracemalloc.get_traced_memory()[1] / rows_)
+        finally:
+            tracemalloc.stop()
+        assert len(dataset.labels) == rows_
+    assert used[1] < 1.2 * used[0] and max(used) < 600

@@ -1,0 +1,93 @@
+"""Passes over the data whose draws depend on the rng_seed alone: not on workers, nor on what ran before."""
+import random
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from .compat import DataLoader
+
+
+class Passes:
+    """The passes over the data that were begun with an rng_seed; each has a number, and each item of it draws by (pass, index).
+
+    So neither the number of workers nor their order changes a draw. `count` is all that a resumed run has to know.
+    """
+
+    def __init__(self, rng_seed):
+        self.rng_seed, self.count = rng_seed, 0
+
+    def rng(self, number, index):
+        """Return the generator of one item, by its index, or of the order of the items, index -1."""
+        return random.Random((self.rng_seed << 64) + (number << 32) + index + 1)
+
+
+class _Sampler(Sampler):
+    """Begins a pass each time it is asked for an order, and gives (pass, index) of each item."""
+
+    def __init__(self, dataset, shuffle, passes):
+        self.dataset, self.shuffle, self.passes = dataset, shuffle, passes
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __iter__(self):
+        self.passes.count += 1
+        number, order = self.passes.count, torch.arange(len(self))
+        if self.shuffle:
+            seed = self.passes.rng(number, -1).getrandbits(63)
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return ((number, index) for index in order.tolist())
+
+
+class _DrawnByKey(Dataset):
+    """A data set that takes (pass, index) too, and then draws from the generator of that item."""
+
+    def __init__(self, dataset, passes):
+        self.dataset, self.passes = dataset, passes
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getattr__(self, name):
+        if name in ("dataset", "passes"):  # not there yet, while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, key):
+        if not isinstance(key, tuple):
+            return self.dataset[key]
+        items = self.dataset.x
+        items.rng = self.passes.rng(*key)
+        try:
+            return self.dataset[key[1]]
+        finally:
+            items.rng = random
+
+
+class PassLoader(DataLoader):
+    """DataLoader whose every pass is a function of the rng_seed and the pass's number alone, and touches no other generator."""
+
+    def __init__(self, dataset, passes, shuffle=False, **kwargs):
+        if not isinstance(dataset, _DrawnByKey):
+            dataset = _DrawnByKey(dataset, passes)
+        super().__init__(dataset, sampler=_Sampler(dataset, shuffle, passes), generator=torch.Generator(), **kwargs)
+        self.init_kwargs = {"passes": passes, "shuffle": shuffle, **kwargs}
+
+
+def replace_loaders(data, recipe):
+    """Give a databunch loaders that draw by the recipe's rng_seed, or where it is fast, whose workers live on between epochs.
+
+    Without either it keeps fastai's own, which draw from Python's `random` as the walkthrough does. `data.passes` is None then.
+    """
+    data.passes = None if recipe.rng_seed is None else Passes(recipe.rng_seed)
+    if data.passes is None and not recipe.fast:
+        return
+    for bound in (data.train_dl, data.valid_dl, data.fix_dl, data.test_dl):
+        options = {**bound.dl.init_kwargs, "collate_fn": bound.collate_fn}
+        if recipe.fast and bound in (data.train_dl, data.valid_dl) and options["num_workers"]:
+            options["persistent_workers"] = True
+        if data.passes:
+            del options["sampler"], options["batch_sampler"]
+            bound.dl = PassLoader(bound.dl.dataset, data.passes, **options)
+        else:
+            bound.dl = DataLoader(bound.dl.dataset, **options)
