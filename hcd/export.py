@@ -1,9 +1,11 @@
 """Save a model for another machine, load it there, predict one file."""
 import hashlib
 import math
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import safetensors
 import safetensors.torch
@@ -63,9 +65,13 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     weights = safetensors.torch.save(tensors)
     card, content = make_card(recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint)
     folder = writable_folder(folder)
-    for name, written in ((WEIGHTS, weights), (CARD, content), (NOTES, card_notes(card).encode())):
-        with whole_write(folder / name) as file:
-            file.write(written)
+    with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:  # a full disk spoils neither a new model nor an older one here
+        files = {NOTES: card_notes(card).encode(), WEIGHTS: weights, CARD: content}
+        for name, written in files.items():
+            with whole_write(Path(scratch, name)) as file:
+                file.write(written)
+        for name in files:
+            os.replace(Path(scratch, name), folder / name)
     return folder
 
 

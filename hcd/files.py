@@ -87,8 +87,8 @@ def prepare_output(folder="", parent="outputs", resume=False, lock=True):
         if (folder / name).exists():
             raise FileExistsError(f"{folder} holds a finished run ({name}), there is nothing to resume; read its results or start "
                                   "a new run in another folder" if resume else
-                                  f"{folder} holds an earlier run ({name}), which is never written over; name another folder, or "
-                                  "resume it if it was interrupted")
+                                  f"{folder} holds an earlier run ({name}), which is never written over; name another folder, "
+                                  f"or go on with it if it was interrupted: hcd run --resume {folder}")
     _lock(folder, lock)
     return folder
 

@@ -61,7 +61,7 @@ class _DrawnByKey(Dataset):
         try:
             return self.dataset[key[1]]
         finally:
-            items.rng = random
+            del items.rng
 
 
 class PassLoader(DataLoader):

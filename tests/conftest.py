@@ -13,7 +13,7 @@ import hcd  # noqa: E402  before a test imports fastai, which warns of its age u
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 REMEDY = re.compile(r"\b(add|ask|build|change|check|compute|convert|copy|correct|did you mean|finish|free|freeze|get|give|install"
-                    r"|leave|load|lower|must|name|needs|pass|pick|put|remove|restore|save|take|train|use)\b")
+                    r"|leave|load|lower|must|name|needs|pass|pick|put|remove|restore|resume|save|start|stop|take|train|use)\b")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from hcd import Recipe, cli, load_bundle, predict_image, save_bundle
 from hcd.cli import main
 from hcd.runner import InputError
 
-METRICS = {"valid_accuracy": 0.91234, "valid_auc": 0.98765, "test_auc": 0.87654}
+METRICS = {"data_fingerprint": "abc", "valid_accuracy": 0.91234, "valid_auc": 0.98765, "test_auc": 0.87654}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def notebook(monkeypatch, tmp_path):
         if Notebook.error:
             raise Notebook.error
         (output / "metrics.json").write_text(json.dumps(METRICS))
+        return SimpleNamespace(cells=[])
 
     monkeypatch.setattr(cli, "run_notebook", run_notebook)
     monkeypatch.chdir(tmp_path)
@@ -260,7 +262,36 @@ def test_killed_kernel_and_interrupt(notebook, capfd):
     assert "the notebook's process was killed" in capfd.readouterr().err
     notebook.error = KeyboardInterrupt()
     assert main(["run", "--output", "out2"]) == 130
-    assert capfd.readouterr().err == "hcd: stopped; what was finished stays where it is\n"
+    assert capfd.readouterr().err == "hcd: stopped; go on with: hcd run --resume out2\n"
+
+
+def test_resume_goes_on_with_the_same_settings(notebook, tmp_path, capfd):
+    notebook.error = KeyboardInterrupt()
+    assert main(["run", "--output", "out", "--arch", "squeezenet1_1", "--batch-size", "16", "--remove-outliers"]) == 130
+    notebook.error = None
+    assert main(["run", "--resume", "out", "--batch-size", "16", "--workers", "1"]) == 0
+    (first, begun), (second, resumed) = notebook.calls
+    assert first == second
+    assert resumed == {**begun, "num_workers": 1, "resume": True}
+    kept = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert len(kept["started"]) == 2 and kept["recipe"]["batch_size"] == 16 and kept["finished"]
+    capfd.readouterr()
+    refused(capfd, ["run", "--resume", "out"], "holds a finished run (metrics.json)")
+
+
+def test_resume_of_another_recipe_another_folder_or_none(notebook, sample, tmp_path, capfd):
+    refused(capfd, ["run", "--resume", "nowhere"], "nowhere is no folder")
+    (tmp_path / "empty").mkdir()
+    refused(capfd, ["run", "--resume", "empty"], "run.json is missing")
+    notebook.error = KeyboardInterrupt()
+    main(["run", "--output", "out", "--arch", "squeezenet1_1"])
+    capfd.readouterr()
+    refused(capfd, ["run", "--resume", "out", "--arch", "resnet18"], "arch='squeezenet1_1' and not 'resnet18'")
+    refused(capfd, ["run", "--resume", "out", "--output", "other"], "--output cannot be given with --resume")
+    refused(capfd, ["run", "--resume", "out", "--remove-outliers"], "--remove-outliers cannot be given with --resume")
+    assert len(notebook.calls) == 1
+    (tmp_path / "out" / "checkpoints").mkdir()
+    refused(capfd, ["run", "--output", "out"], "holds an earlier run (checkpoints)", f"hcd run --resume {Path('out')}")
 
 
 def test_damaged_patch_stops_the_notebook_in_its_first_cell(copy_of_sample, tmp_path, capfd, monkeypatch):

@@ -461,7 +461,8 @@ def test_ctrl_c_says_how_to_go_on(copy_of_sample, packed_root, small_chunks, mon
     (lambda part: (part / "patches.npy").unlink(), 0), (lambda part: flip(part / "patches.npy", 20), 0),
     (lambda part: flip(part / "ids.npy", HEADER), 0), (lambda part: os.truncate(part / "patches.npy", HEADER + 90 * ROW), 72),
     (lambda part: (part / "index.json").write_text("{"), 72),
-], ids=["a pixel", "a hash", "fewer pixels", "fewer hashes", "no hash", "no hashes", "no pixels", "a header", "an id", "more", "an index"])
+], ids=["a pixel", "a hash", "fewer pixels", "fewer hashes", "no hash", "no hashes",
+        "no pixels", "a header", "an id", "more", "an index"])
 def test_what_a_part_holds_is_kept_only_as_far_as_it_is_proven(root, packed_root, damage, kept):
     os.rename(root / "packed", root / "packed.part")
     damage(root / "packed.part")

@@ -14,6 +14,7 @@ WALKTHROUGH = {  # written down from the walkthrough's cells, not from hcd
     "head_dropout": 0.5, "mean": (0.702447, 0.546243, 0.696453), "std": (0.238893, 0.282094, 0.216251),
     "sweep_weight_decays": (1e-6, 1e-4, 1e-2), "sweep_iterations": 600, "weight_decay": 1e-4, "head_epochs": 8,
     "head_max_lr": 2e-2, "finetune_epochs": 12, "finetune_max_lr": (4e-5, 4e-4), "tta_passes": 12, "rng_seed": None,
+    "fast": False,  # ours, and off
 }
 
 
@@ -95,12 +96,12 @@ def test_limits(refused, name, good, bad):
 
 
 def test_limits_names_every_field_with_a_range():
-    assert {field.name for field in fields(Recipe)} - {row[0] for row in LIMITS} == {"quarter_turns", "flips", "pretrained", "arch"}
+    assert {field.name for field in fields(Recipe)} - {row[0] for row in LIMITS} == {"quarter_turns", "flips", "pretrained", "arch", "fast"}
 
 
 @pytest.mark.parametrize("name, value", [
     ("original_size", 96.0), ("crop_size", "90"), ("max_shift", True), ("max_rotation", None), ("quarter_turns", 1),
-    ("flips", "yes"), ("pretrained", 0), ("valid_fraction", "0.1"), ("valid_fraction", float("nan")),
+    ("flips", "yes"), ("pretrained", 0), ("fast", 1), ("valid_fraction", "0.1"), ("valid_fraction", float("nan")),
     ("weight_decay", float("inf")), ("head_max_lr", 10 ** 400),
     ("head_dropout", False), ("mean", 0.5), ("mean", (0.5, 0.5, None)), ("std", "abc"),
     ("std", (1, 1, float("nan"))), ("sweep_weight_decays", 1e-4), ("finetune_max_lr", (True, True)), ("batch_size", 64.5),
