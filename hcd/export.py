@@ -65,13 +65,16 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     weights = safetensors.torch.save(tensors)
     card, content = make_card(recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint)
     folder = writable_folder(folder)
+    pending = _pending(folder, card)
     with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:  # a full disk spoils neither a new model nor an older one here
-        files = {NOTES: card_notes(card).encode(), WEIGHTS: weights, CARD: content}
+        files = {WEIGHTS: weights, CARD: content, NOTES: card_notes(card).encode()}
         for name, written in files.items():
             with whole_write(Path(scratch, name)) as file:
                 file.write(written)
-        for name in files:
-            os.replace(Path(scratch, name), folder / name)
+        os.replace(Path(scratch, WEIGHTS), pending)
+        os.replace(Path(scratch, CARD), folder / CARD)  # up to here the folder holds the older model, from here on the new one
+        os.replace(pending, folder / WEIGHTS)
+        os.replace(Path(scratch, NOTES), folder / NOTES)
     return folder
 
 
@@ -89,15 +92,14 @@ def load_bundle(folder):
     Source: In 44.
     """
     folder = Path(folder)
-    for name in (CARD, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; a model folder holds {CARD} and {WEIGHTS}, copy both")
-    card, recipe = read_card(folder / CARD)
+    card, recipe = read_card(_existing(folder / CARD))
+    pending = _pending(folder, card)
     try:
         model = build_shapes(recipe)  # a card cannot ask for memory that its weights do not need
     except ValueError as error:
         raise ValueError(f"{folder / CARD}: {str(error)[:300]}") from error
-    model.load_state_dict(_read_weights(folder / WEIGHTS, card["weights_sha256"], model.state_dict()), assign=True)
+    weights = pending if pending.is_file() else _existing(folder / WEIGHTS)
+    model.load_state_dict(_read_weights(weights, card["weights_sha256"], model.state_dict()), assign=True)
     return Bundle(model.eval(), recipe, card)
 
 
@@ -120,8 +122,13 @@ def predict_image(bundle, path):
     crop = augment(read_patch(path, recipe), recipe, random.Random(0))  # leaves the generators of the caller alone
     batch = (torch.from_numpy(crop) - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)  # (H, W, 3)
     batch = batch.to(next(bundle.model.parameters()).dtype)
-    with torch.inference_mode():
-        logits = bundle.model(batch.permute(2, 0, 1)[None].contiguous())
+    try:
+        with torch.inference_mode():
+            logits = bundle.model(batch.permute(2, 0, 1)[None].contiguous())
+    except RuntimeError as error:  # a card may ask for a crop that its network's pooling leaves nothing of
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: the model cannot take crops of {recipe.crop_size} px ({reason}); restore its card, or train with a "
+                         "larger crop_size") from error
     probability = float(torch.softmax(logits.double(), 1)[0, 1])
     if not math.isfinite(probability):
         raise ValueError(f"{path}: the model's answer is not a number; its weights or the card's std are unusable, save it again")
@@ -147,6 +154,17 @@ def load_export(path, trust=False):
         raise ValueError(f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only for a file of your "
                          "own, and hand models on with save_bundle")
     return load_trusted_export(path)
+
+
+def _existing(path):
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; a model folder holds {CARD} and {WEIGHTS}, copy both")
+    return path
+
+
+def _pending(folder, card):
+    """Name the weights between a new card's arrival and their own: a process killed in between leaves a model that loads."""
+    return folder / f".{card['weights_sha256']}.safetensors"
 
 
 def _read_weights(path, wanted_hash, shapes):

@@ -68,7 +68,7 @@ def prepare_output(folder="", parent="outputs", resume=False, lock=True):
         folder: where to; "" makes a new one under `parent`. parent: used beside or above the working folder, whichever is there.
         resume: the folder holds an interrupted run, to go on with. lock: False only looks whether another run is in it.
     Returns:
-        Path of a writable folder that holds no earlier run, or with `resume` one that is not finished.
+        Path of a writable folder, which without `resume` holds no earlier run.
     Raises:
         FileExistsError: an earlier run's results lie there. BlockingIOError: a run that still lives writes there.
         FileNotFoundError: nothing to resume. OSError: it cannot be written.
@@ -83,12 +83,10 @@ def prepare_output(folder="", parent="outputs", resume=False, lock=True):
     if resume and not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder, so there is no run to resume; name the folder that the run wrote to")
     folder = writable_folder(folder)
-    for name in ("metrics.json",) if resume else ("metrics.json", "models", "model", "checkpoints"):
+    for name in () if resume else ("metrics.json", "models", "model", "checkpoints"):
         if (folder / name).exists():
-            raise FileExistsError(f"{folder} holds a finished run ({name}), there is nothing to resume; read its results or start "
-                                  "a new run in another folder" if resume else
-                                  f"{folder} holds an earlier run ({name}), which is never written over; name another folder, "
-                                  f"or go on with it if it was interrupted: hcd run --resume {folder}")
+            raise FileExistsError(f"{folder} holds an earlier run ({name}), which is never written over; name another folder, or go on "
+                                  f"with it if it was interrupted: hcd run --resume {folder}")
     _lock(folder, lock)
     return folder
 

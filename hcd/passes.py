@@ -10,7 +10,10 @@ from .compat import DataLoader
 class Passes:
     """The passes over the data that were begun with an rng_seed; each has a number, and each item of it draws by (pass, index).
 
-    So neither the number of workers nor their order changes a draw. `count` is all that a resumed run has to know.
+    `count` is all that a resumed run has to know.
+
+    CHANGED C19: with an rng_seed neither the number of workers nor their order changes a draw; without one they do, as in the
+    walkthrough.
     """
 
     def __init__(self, rng_seed):

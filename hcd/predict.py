@@ -20,7 +20,8 @@ SECONDS_BETWEEN_SAVES = 30
 def predict_tta(learner, passes=12, progress=True, checkpoints=None):
     """Predict the test set several times, each time with fresh augmentation, and average (test-time augmentation).
 
-    All augmentations are drawn at the start, from Python's `random`, pass by pass; then each patch is read once for all passes.
+    CHANGED C20: all augmentations are drawn at the start, from Python's `random`, pass by pass; then each patch is read once for
+    all passes, where the walkthrough reads it in each.
 
     Args:
         learner: its databunch holds the test set.

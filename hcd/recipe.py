@@ -2,6 +2,8 @@
 import sys
 from dataclasses import dataclass, fields, replace
 
+from .corners import corner_depth, require_shallow_corners
+
 
 def _require(ok, text):
     if not ok:
@@ -75,6 +77,11 @@ class Recipe:
         """Pixels between the patch's edge and the centre crop, before rotation and shift."""
         return (self.original_size - self.crop_size) // 2
 
+    @property
+    def corner_depth(self):
+        """How many px of a black corner a crop can show at most, see `corners.corner_depth`; 0.0 for none."""
+        return corner_depth(self.original_size, self.crop_size, self.max_rotation, self.max_shift, self.quarter_turns)
+
     @staticmethod
     def _check_type(name, value, default):
         """Turn down a value of another type than the walkthrough's."""
@@ -101,6 +108,7 @@ class Recipe:
         for name, most in (("max_rotation", 180), ("max_brightness", 100), ("max_contrast", 100)):
             value = getattr(self, name)
             _require(0 <= value <= most, f"{name}={value} is out of range; give 0 (off) to {most}")
+        require_shallow_corners(size, crop, self.max_rotation, self.max_shift, self.quarter_turns)
 
     def _check_training(self):
         for name in ("batch_size", "sweep_iterations", "head_epochs", "finetune_epochs", "tta_passes"):

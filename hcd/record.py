@@ -40,7 +40,8 @@ def resume_record(folder, changes):
     Returns:
         the record, a dict; its "recipe" and "parameters" are those of the interrupted run.
     Raises:
-        FileNotFoundError: no such run. ValueError: a damaged record, or a recipe that differs; says where.
+        FileNotFoundError: no such run. FileExistsError: it is finished. ValueError: a damaged record, or a recipe that differs; says
+            where.
     """
     path = Path(folder) / NAME
     if not path.is_file():
@@ -52,6 +53,9 @@ def resume_record(folder, changes):
             raise ValueError(f"its format is {record['format']!r}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no record of this hcd ({error}); start a new run") from error
+    if record.get("finished"):
+        raise FileExistsError(f"{folder} holds a run that was finished at {record['finished']}, so there is nothing to resume; read its "
+                              "results or start a new run in another folder")
     asked = {field.name: getattr(Recipe(**{**record["recipe"], **changes}), field.name) for field in fields(Recipe)}
     for name, value in asked.items():
         if value != getattr(recipe, name):

@@ -22,7 +22,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 def run(*arguments):
     command = [sys.executable, "-m", "tests.benchmarks", "--tiny", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # so little work is not worth two threads
-    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_the_plain_reader_is_the_walkthroughs(tmp_path):

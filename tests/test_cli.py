@@ -276,7 +276,7 @@ def test_resume_goes_on_with_the_same_settings(notebook, tmp_path, capfd):
     kept = json.loads((tmp_path / "out" / "run.json").read_text())
     assert len(kept["started"]) == 2 and kept["recipe"]["batch_size"] == 16 and kept["finished"]
     capfd.readouterr()
-    refused(capfd, ["run", "--resume", "out"], "holds a finished run (metrics.json)")
+    refused(capfd, ["run", "--resume", "out"], "holds a run that was finished at")
 
 
 def test_resume_of_another_recipe_another_folder_or_none(notebook, sample, tmp_path, capfd):

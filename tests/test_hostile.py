@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -50,7 +51,7 @@ def with_tag(content, tag, value):
 
 def test_a_thousand_damaged_files_are_read_correctly_or_refused():
     """The same program makes the long run: python -m tests.fuzz --count 20000."""
-    done = subprocess.run([sys.executable, "-m", "tests.fuzz", "--count", "1000", "--seconds", "15", "--rng-seed", "7", "--json"],
+    done = subprocess.run([sys.executable, "-m", "tests.fuzz", "--count", "1000", "--seconds", "6", "--rng-seed", "7", "--json"],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
@@ -83,7 +84,7 @@ def test_the_fuzzer_sees_what_is_wrong(tmp_path):
 # images
 
 LZW, DEFLATE, PLAIN = (encode(".tif", cv2.IMWRITE_TIFF_COMPRESSION, kind) for kind in (5, 8, 1))
-JPEG = encode(".jpg")
+JPEG, PNG = encode(".jpg"), encode(".png")
 FRAME = JPEG.index(b"\xff\xc0") + 5
 IHDR = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
 BOMBS = {
@@ -128,13 +129,10 @@ def test_pixels_that_opencv_passes_on_damaged_are_refused(tmp_path, refused):
     damaged[20_000] ^= 0x55
     passed = cv2.imdecode(np.frombuffer(bytes(damaged), np.uint8), cv2.IMREAD_UNCHANGED)
     assert passed.shape == (96, 96, 3) and not np.array_equal(passed[..., ::-1], noise())
-    cut = JPEG[:4000] + b"\xff\xd9"
-    assert cv2.imdecode(np.frombuffer(cut, np.uint8), cv2.IMREAD_UNCHANGED).shape == (96, 96, 3)
     path = tmp_path / "a.tif"
-    for content in (bytes(damaged), cut):
-        path.write_bytes(content)
-        with refused(ValueError, path, "cannot be decoded", "damaged"):
-            read_image(path)
+    path.write_bytes(bytes(damaged))
+    with refused(ValueError, path, "cannot be decoded", "damaged"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("kind", [".bmp", ".webp", ".gif", ".jp2", ".ppm"])
@@ -164,7 +162,8 @@ def test_a_pipe_a_device_and_a_file_without_end_are_not_waited_for(tmp_path, ref
 
 
 @QUICK
-@given(st.binary(max_size=400), st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", LZW[:27_000], PNG := encode(".png")]),
+@given(st.binary(max_size=400), st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", LZW,
+                                                     PNG]),
        st.integers(0, 1000))
 def test_any_bytes_behind_any_beginning(tmp_path, tail, head, keep):
     path = tmp_path / "a.tif"
@@ -206,8 +205,9 @@ def model(learner, tmp_path_factory):
     return save_bundle(learner, tmp_path_factory.mktemp("hostile") / "model", {"validation AUC": 0.5})
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=4)
-                    | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=10)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+                    max_leaves=10)
 
 
 @QUICK
@@ -239,11 +239,13 @@ def test_a_name_that_stands_twice_on_a_card(model, refused):
         (model / "card.json").write_text(whole)
 
 
-@QUICK
-@given(st.dictionaries(st.text(max_size=6) | st.just("0.0.0.weight"), st.fixed_dictionaries(
-    {"dtype": st.sampled_from(["F32", "F64", "I64", "U8", "F4", ""]) | st.text(max_size=4),
-     "shape": st.lists(st.integers(-1, 2 ** 64), max_size=4), "data_offsets": st.lists(st.integers(-1, 2 ** 64), max_size=3)}) | JSON, max_size=4),
-       st.none() | st.integers(0, 2 ** 64 - 1))
+TENSORS = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F64", "I64", "U8", "F4", ""]) | st.text(max_size=4),
+                                 "shape": st.lists(st.integers(-1, 2 ** 64), max_size=4),
+                                 "data_offsets": st.lists(st.integers(-1, 2 ** 64), max_size=3)})
+
+
+@settings(QUICK, max_examples=40)
+@given(st.dictionaries(st.text(max_size=6) | st.just("0.0.0.weight"), TENSORS | JSON, max_size=4), st.none() | st.integers(0, 2 ** 64 - 1))
 def test_any_header_of_the_weights(model, header, length):
     paths = model / "model.safetensors", model / "card.json"
     weights, card = (path.read_bytes() for path in paths)
@@ -306,6 +308,43 @@ def test_a_model_folder_on_a_full_disk_keeps_the_older_model(disk, learner, samp
     (folder / "filler").unlink()
     save_bundle(learner, folder / "model", {"validation AUC": 0.75})
     assert load_bundle(folder / "model").card["metrics"] == {"validation AUC": 0.75}
+
+
+def test_an_interruption_between_any_two_renames_leaves_a_model_that_loads(learner, tmp_path, monkeypatch):
+    """Renames are the moments at which a kill can make a difference; a second learner makes other weights."""
+    def stop_at(number):
+        def replace(source, target, count=iter(range(100)), replace=os.replace):
+            if next(count) == number:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        return replace
+
+    folder, seen = tmp_path / "model", []
+    bias, before = learner.model[1][-1].bias, learner.model[1][-1].bias.detach().clone()
+    try:
+        for number in range(20):
+            if number == 0:
+                save_bundle(learner, folder, {"number": -1})
+            with torch.no_grad():
+                bias += 1
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", stop_at(number))
+                try:
+                    save_bundle(learner, folder, {"number": number})
+                except KeyboardInterrupt:
+                    stopped = True
+                else:
+                    stopped = False
+            bundle = load_bundle(folder)
+            seen.append(bundle.card["metrics"]["number"])
+            assert torch.equal(bundle.model[1][-1].bias, before + 1 + seen[-1])
+            if not stopped:
+                break
+    finally:
+        with torch.no_grad():
+            bias.copy_(before)
+    assert not stopped and seen[-1] == number and {-1, number - 1} <= set(seen) and not list(folder.glob(".model-*"))
 
 
 def test_every_other_artefact_on_a_full_disk(disk, learner, sample, model, refused, capsys, monkeypatch):
@@ -371,14 +410,14 @@ while True:
 
 
 def test_a_kill_at_any_moment_leaves_whole_artefacts(tmp_path):
-    """One process writes all the time and is stopped dead; started once, stopped and looked at in many places while it stands still."""
+    """One process writes all the time; it is stopped at 20 moments, and what lies there then is what a kill would leave."""
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as writer:
         try:
             assert writer.stdout.readline() == b"ready\n"
             seen = []
             for moment in range(20):
                 time.sleep(0.013 * (moment % 5) + 0.05)
-                writer.send_signal(signal.SIGKILL if moment == 19 else signal.SIGSTOP)  # what lies there is what a kill would leave
+                writer.send_signal(signal.SIGKILL if moment == 19 else signal.SIGSTOP)
                 seen.append(look(tmp_path))
                 writer.send_signal(signal.SIGCONT)
         finally:
@@ -395,5 +434,5 @@ def look(folder):
     lines = (folder / "submission.csv").read_text().splitlines()
     assert len(lines) == 2001 and lines[0] == "id,label" and len({line.split(",")[1] for line in lines[1:]}) == 1
     bundle = load_bundle(folder / "model")
-    assert float(bundle.model[1][-1].bias[0]) == bundle.card["metrics"]["number"] % 100
+    assert bundle.model[1][-1].bias[0].item() == bundle.card["metrics"]["number"] % 100
     return metrics["number"], lines[1].split(",")[1], bundle.card["metrics"]["number"]

@@ -1,0 +1,131 @@
+"""Start-up and memory with as many patches as the competition has, each run in a process of its own (Linux).
+
+Every file is there and can be read, but only a few are distinct: each name is a hard link to one of them, which takes no room.
+Page and directory caches are warm.
+
+    python -m tests.benchmarks.startup ours|plain FOLDER BATCHES      one run; prints a line of JSON
+"""
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pandas as pd
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LINKS = 20_000  # of one file; some file systems allow 32,000
+TEST_SHARE = 57_458 / 220_025
+BATCH, SLICE = 128, 400  # patches in a batch, batches in the slice of an epoch that memory is followed through
+
+
+def rows(root, sources, size, rounds):
+    """Time both sides in turn on a new folder of `size` patches; yield the table's cells: step, plain, ours, ratios, reach."""
+    make_folder(root, sources, size)
+    runs = {"plain": [], "ours": []}
+    for number in range(rounds):
+        for side in ("plain", "ours") if number % 2 else ("ours", "plain"):
+            runs[side].append(run(side, root, SLICE if size < 1_000_000 else 2))
+    full, count = size > 1_000_000, f"{size:,} patches on disk"
+
+    def cells(step, unit, value, reach=""):
+        values = [[value(found) for found in runs[side]] for side in ("plain", "ours")]
+        return step, *(unit.format(median(column)) for column in values), [a / b for a, b in zip(*values)], reach
+
+    yield cells(f"set-up (labels, checks, split, databunch), {count}", "{:.1f} s", lambda f: f["set_up"], "under 60 s" * full)
+    yield cells(f"most memory in set-up, {count}", "{:.2f} GiB", lambda f: f["peak"], "under 2 GiB" * full)
+    if not full:
+        yield cells(f"import, {count}", "{:.1f} s", lambda f: f["import"])
+        yield cells(f"first batch after the import, {count}", "{:.1f} s", lambda f: f["set_up"] + f["first_batch"], "under 10 s")
+        for place, name in enumerate(("the parent", "a worker, with what it shares", "a worker's own")):
+            for when, batch in (("start", 1), ("end", runs["ours"][0]["batches"])):
+                yield cells(f"memory of {name} after batch {batch}", "{:.0f} MiB", lambda f: f[when][place])  # noqa: B023
+
+
+def make_folder(root, sources, rows):
+    """Fill a folder in the competition's layout with `rows` labelled patches and a fitting number of test patches.
+
+    Args:
+        root: new folder. sources: files of patches on the same disk, read only.
+    """
+    copies = []
+    for part, count in (("train", rows), ("test", max(2, round(rows * TEST_SHARE)))):
+        (root / part).mkdir(parents=True)
+        ids = [hashlib.sha1(f"{part}{k}".encode()).hexdigest() for k in range(count)]
+        for k, patch_id in enumerate(ids):
+            if k % LINKS == 0:
+                copies.append(root / f"{len(copies)}.tif")
+                copies[-1].write_bytes(Path(sources[len(copies) % len(sources)]).read_bytes())
+            os.link(copies[-1], root / part / f"{patch_id}.tif")
+        labels = np.random.default_rng(0).random(count) < 89_117 / 220_025 if part == "train" else np.zeros(count)
+        labels[:2] = 0, 1
+        table = "train_labels.csv" if part == "train" else "sample_submission.csv"
+        pd.DataFrame({"id": ids, "label": labels.astype(int)}).to_csv(root / table, index=False)
+
+
+def run(side, root, batches):
+    """Start a process that opens `root` and reads some batches; return what it measured."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.startup", side, str(root), str(batches)]
+    answer = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    if answer.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{answer.stderr}")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def measure(side, root, batches):
+    """Open a folder and read batches as a user would.
+
+    Returns:
+        import, set_up, first_batch: seconds, each from the end of the one before. peak: GiB of this process when set up.
+        start, end: after the first and after the last batch, MiB: resident in the parent, and the mean over the workers of what is
+        resident and of what is a worker's own.
+    """
+    clock = [time.perf_counter()]
+    if side == "ours":
+        import hcd
+
+        clock.append(time.perf_counter())
+        dataset = hcd.open_dataset(root)
+        recipe = hcd.Recipe(batch_size=min(BATCH, len(dataset.labels) // 2))
+        _, valid_idx = hcd.stratified_split(dataset.labels["label"], recipe.valid_fraction)
+        data = hcd.make_databunch(dataset, recipe, valid_idx)
+    else:
+        from . import plain
+
+        clock.append(time.perf_counter())
+        data = plain.open_folder(root, min(BATCH, len(os.listdir(os.path.join(root, "train"))) // 2))
+    clock.append(time.perf_counter())
+    peak = _kib("/proc/self/status", "VmHWM") / 2 ** 20
+    stream = iter(data.train_dl)
+    next(stream)
+    clock.append(time.perf_counter())
+    start, read = _memory(), 1
+    while read < min(batches, len(data.train_dl) - 1):  # in the last one, workers may have gone
+        next(stream)
+        read += 1
+    seconds = dict(zip(("import", "set_up", "first_batch"), np.diff(clock).tolist()))
+    return {**seconds, "peak": peak, "start": start, "end": _memory(), "batches": read}
+
+
+def _memory():
+    """Return MiB resident in the parent, and per worker resident and private."""
+    workers = [worker.pid for worker in multiprocessing.active_children()]
+    resident = [_kib(f"/proc/{pid}/smaps_rollup", "Rss") for pid in workers]
+    private = [_kib(f"/proc/{pid}/smaps_rollup", "Private_Clean", "Private_Dirty") for pid in workers]
+    return [float(np.mean(kib)) / 1024 for kib in ([_kib("/proc/self/status", "VmRSS")], resident, private)]
+
+
+def _kib(file, *fields):
+    text = Path(file).read_text()
+    return sum(int(re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)[1]) for field in fields)
+
+
+if __name__ == "__main__":
+    side, root, batches = sys.argv[1:]
+    print(json.dumps(measure(side, root, int(batches))))

@@ -1,0 +1,344 @@
+"""One damaged input, handed to the public functions; what comes of it is judged by another reader than ours."""
+import contextlib
+import csv
+import io
+import json
+import random
+import re
+import warnings
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+import hcd
+from hcd import cli
+from hcd.compat import Learner, load_tensors
+from hcd.dataset import read_table
+from hcd.files import write_json
+from hcd.learner import build_model
+
+from . import mutate
+
+REFUSALS = (ValueError, TypeError, OSError)  # FileNotFoundError is an OSError
+RECIPE = hcd.Recipe.sample(arch="squeezenet1_1")
+
+
+class Wrong(Exception):
+    """Neither a clear error nor a correct read."""
+
+
+def require(ok, text):
+    if not ok:
+        raise Wrong(text)
+
+
+class Cases:
+    """The files that are damaged, and how each kind is damaged and tried."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.data = hcd.make_sample(self.folder / "data", train=8, test=2, rng_seed=0).root
+        self.patch = next(iter(sorted(self.data.glob("train/*.tif"))))
+        self.rgb = hcd.read_image(self.patch)
+        self.images = seed_images(self.rgb)
+        self.tables = {path.name: path.read_bytes() for path in sorted(self.data.glob("*.csv"))}
+        self.model = make_model(self.folder / "model")
+        self.card, self.weights = ((self.model / name).read_bytes() for name in ("card.json", "model.safetensors"))
+        self.bundle = hcd.load_bundle(self.model)
+        self.saves = seed_saves()
+        self.whole = {path: path.read_bytes() for path in (self.patch, *self.data.glob("*.csv"), *self.model.iterdir())}
+
+    def run(self, kind, rng_seed, number):
+        """Try one case; return "read" or "refused", or raise Wrong. The same three arguments make the same case."""
+        rng = random.Random(f"{rng_seed} {kind} {number}")
+        np.random.seed(0), torch.manual_seed(0), random.seed(0)
+        for path, content in self.whole.items():  # what an earlier case has damaged
+            path.write_bytes(content)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outcome = getattr(self, f"try_{kind}")(rng)
+        require(not caught, f"warns: {caught[0].message if caught else ''}")
+        return outcome
+
+    def try_tiff(self, rng):
+        content = rng.choice(self.images["tiff"])
+        return self._image(mutate.mutate_tiff(rng, content, self.images["tiff"]), rng)
+
+    def try_image(self, rng):
+        kind = rng.choice(["png", "png", "jpeg", "jpeg", "other"])
+        damage = {"png": mutate.mutate_png, "jpeg": mutate.mutate_jpeg, "other": mutate.mutate_bytes}[kind]
+        return self._image(damage(rng, rng.choice(self.images[kind]), self.images["png"] + self.images["jpeg"]), rng)
+
+    def _image(self, content, rng):
+        path = self.patch
+        path.write_bytes(content)
+        entry = rng.random()
+        if entry < 0.02:
+            return check_main(["predict", str(self.model), str(path)], path)
+        if entry < 0.05:
+            return check_main(["check", str(self.data), *rng.choice([[], ["--json"]])], self.data)
+        outcome, image = attempt(path, hcd.read_image, path)
+        if outcome == "read":
+            require(np.array_equal(image, self.rgb) or same_image(image, content), "read, but not as Pillow reads it")
+        again, crop = attempt(path, hcd.read_cropped_image, path)
+        require(again == "refused" or (outcome == "read" and crop.shape == (90, 90, 3) and crop.dtype == np.float32
+                                       and crop.min() >= 0 and crop.max() <= 1), "a crop that is none")
+        require(again == "read" or outcome == "refused" or image.shape != (96, 96, 3), "a patch without a crop")
+        if entry < 0.1:
+            last, prediction = attempt(path, hcd.predict_image, self.bundle, path)
+            require(last == again and (last == "refused" or 0 <= prediction.probability <= 1), "a prediction that is none")
+        return outcome
+
+    def try_csv(self, rng):
+        name = rng.choice(sorted(self.tables))
+        path, content = self.data / name, mutate.mutate_csv(rng, self.tables[name], list(self.tables.values()))
+        path.write_bytes(content)
+        if rng.random() < 0.1:
+            return check_main(["check", str(self.data), *rng.choice([[], ["--json"]])], self.data)
+        attempt(self.data, hcd.check_dataset, self.data, hcd.Recipe(), False, must_read=True)
+        outcome, table = attempt(path, read_table, path)
+        if outcome == "read":
+            wanted = plain_table(content)
+            require(table.values.tolist() == wanted, f"read {table.values.tolist()[:3]} where csv reads {wanted[:3]}")
+        whole, dataset = attempt(self.data, hcd.open_dataset, self.data)
+        require(whole == "refused" or outcome == "read", "opened with a table that cannot be read")
+        if whole == "read":
+            rows = {"train_labels.csv": dataset.labels, "test_labels.csv": dataset.test_labels}.get(name)
+            require(rows is None or rows.astype(str).values.tolist() == table.values.tolist(), "labels are not the table's")
+            require(name[0] != "s" or list(dataset.sample_ids) == table["id"].tolist(), "ids are not the table's")
+        return whole
+
+    def try_card(self, rng):
+        content = mutate.mutate_json(rng, self.card)
+        (self.model / "card.json").write_bytes(content)
+        if rng.random() < 0.02:
+            return check_main(["predict", str(self.model), str(self.data / "none.tif")], self.model, self.data)
+        outcome, bundle = attempt(self.model, hcd.load_bundle, self.model)
+        if outcome == "read":
+            card = json.loads(content, object_pairs_hook=once)
+            require(bundle.card == card, "another card than json reads")
+            same = {**card["recipe"], "pretrained": False}
+            require(json.loads(json.dumps(asdict(bundle.recipe))) == same, "another recipe than json reads")
+            attempt("", hcd.predict_image, bundle, next(self.data.glob("test/*.tif")))
+        return outcome
+
+    def try_safetensors(self, rng):
+        path, content = self.model / "model.safetensors", damaged_weights(rng, self.weights)
+        path.write_bytes(content)
+        card = {**json.loads(self.card), "weights_sha256": sha256(content).hexdigest()}
+        (self.model / "card.json").write_bytes(json.dumps(card).encode())
+        outcome, bundle = attempt(self.model, hcd.load_bundle, self.model)
+        if outcome == "read":
+            wanted = plain_tensors(content)
+            state = bundle.model.state_dict()
+            require(set(wanted) == set(state) and all(np.array_equal(state[name], wanted[name]) for name in wanted),
+                    "other weights than the file holds")
+        return outcome
+
+    def try_save(self, rng):
+        path, content = self.folder / "models" / "a.pth", mutate.mutate_bytes(rng, rng.choice(self.saves), self.saves)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        outcome, loaded = attempt(path, load_tensors, path)
+        require(outcome == "refused" or is_plain(loaded), "more than tensors and numbers")
+        learner = Learner.__new__(Learner)
+        learner.path, learner.model_dir, learner.model = self.folder, "models", small_model()
+        learner.opt = torch.optim.Adam(learner.model.parameters())
+        again, _ = attempt(path, learner.load, "a")
+        require(outcome == "read" or again == "refused", "loaded what cannot be read")
+        export, _ = attempt(path, hcd.load_export, path)
+        require(export == "refused", "unpickled without trust")
+        return again
+
+
+def attempt(place, function, *args, must_read=False):
+    """Return ("read", result) or ("refused", None); raise Wrong where the error is not clear."""
+    try:
+        return "read", function(*args)
+    except REFUSALS as error:
+        text, cause = str(error), error
+        while cause is not None:
+            starved = isinstance(cause, MemoryError) or re.search("nsufficient memory|t allocate", str(cause))
+            require(not starved, f"no memory: {cause}")
+            cause = cause.__cause__ or cause.__context__
+        require(not must_read, f"does not report: {text[:300]}")
+        require(len(text.splitlines()) == 1 and len(text) < 1000, f"not one line: {text[:300]!r}")
+        require(str(place) in text, f"does not name {place}: {text[:300]}")
+        text.encode()
+        return "refused", None
+
+
+def check_main(arguments, *places):
+    """Run the command line; 0 and 1 come with lines on the screen alone, 2 with one line of error."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = cli.main(arguments)
+    lines = [line for line in errors.getvalue().replace("\r", "\n").splitlines() if "checking patches" not in line and line.strip()]
+    require(code in (0, 1, 2) and "Traceback" not in errors.getvalue(), f"exit code {code}")
+    require(len(lines) == (code == 2), f"exit code {code} with {lines[:3]}")
+    require(code != 2 or (lines[0].startswith("hcd: ") and any(str(place) in lines[0] for place in places)), f"unclear: {lines}")
+    out.getvalue().encode()
+    if "--json" in arguments and code < 2:
+        json.loads(out.getvalue(), parse_constant=lambda text: require(False, text))
+    return "refused" if code else "read"
+
+
+# other readers
+
+def same_image(image, content):
+    """Say whether Pillow reads the same pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content)) as file:
+                other = np.asarray(file.convert("RGB") if file.mode == "P" else file)
+        except Exception as error:
+            raise Wrong(f"read, but Pillow refuses: {type(error).__name__} {error}") from error
+    return image.dtype == np.uint8 and np.array_equal(image, other)
+
+
+def plain_table(content):
+    """Return [[id, label], ...] as the csv module reads them; Wrong where a table has no one meaning."""
+    text = content.decode("utf-8-sig")
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    header = rows[0]
+    require(header.count("id") == header.count("label") == 1, f"read with the header {header[:5]}")
+    odd = [row for row in rows if len(row) != len(header)]
+    require(not odd, f"read with {len(header)} columns where a row has {len(odd[0]) if odd else 0}")
+    return [[row[header.index("id")], row[header.index("label")]] for row in rows[1:]]
+
+
+def plain_tensors(content):
+    """Return {name: array} of a safetensors file by its specification."""
+    length = int.from_bytes(content[:8], "little")
+    header, body = json.loads(content[8:8 + length], object_pairs_hook=once), content[8 + length:]
+    header.pop("__metadata__", None)
+    kinds = {"F32": np.float32, "I64": np.int64}
+    return {name: np.frombuffer(body[slice(*entry["data_offsets"])], kinds[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in header.items()}
+
+
+def once(pairs):
+    """Make a JSON object of its pairs; Wrong where a key stands twice."""
+    require(len(dict(pairs)) == len(pairs), "a key stands twice")
+    return dict(pairs)
+
+
+def is_plain(thing):
+    if isinstance(thing, dict):
+        return all(map(is_plain, [*thing, *thing.values()]))
+    if isinstance(thing, (list, tuple, set)):
+        return all(map(is_plain, thing))
+    return thing is None or isinstance(thing, (str, bytes, bool, int, float, complex, torch.Tensor, np.generic, np.dtype, torch.dtype,
+                                               torch.device, torch.Size, type))
+
+
+# whole files, to be damaged
+
+def seed_images(rgb):
+    """Return {kind: files} that hold the patch in every layout that is met in the wild, and some that are not patches."""
+    def encode(kind, image=rgb[..., ::-1], *options):
+        return cv2.imencode(kind, image, options)[1].tobytes()
+
+    def pillow(kind, **options):
+        buffer = io.BytesIO()
+        Image.fromarray(rgb).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    plain, gray = (cv2.IMWRITE_TIFF_COMPRESSION, 1), rgb[..., 0]
+    tiff = [encode(".tif", rgb[..., ::-1], *plain)] * 3
+    tiff += [encode(".tif", rgb[..., ::-1], *plain, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 8), encode(".tif")]
+    tiff += [encode(".tif", rgb[..., ::-1], cv2.IMWRITE_TIFF_COMPRESSION, kind) for kind in (8, 32773, 7)]
+    tiff += [pillow("TIFF", compression=kind) for kind in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg")]
+    tiff += [pillow("TIFF", big_tiff=True), pillow("TIFF", compression="tiff_lzw", tiffinfo={317: 2})]
+    tiff += [encode(".tif", image, *plain) for image in (gray, np.dstack([rgb, gray]), rgb.astype(np.uint16) * 257)]
+    tiff += [encode(".tif", rgb.astype(np.float32)), tiled(rgb, "<"), tiled(rgb, ">"), big_endian(rgb)]
+    png = [encode(".png"), pillow("PNG"), encode(".png", gray), encode(".png", np.dstack([rgb, gray])),
+           encode(".png", rgb.astype(np.uint16) * 257)]
+    jpeg = [encode(".jpg"), encode(".jpg", rgb[..., ::-1], cv2.IMWRITE_JPEG_PROGRESSIVE, 1), pillow("JPEG", subsampling=0),
+            encode(".jpg", gray), encode(".jpg", rgb[..., ::-1], cv2.IMWRITE_JPEG_RST_INTERVAL, 2)]
+    other = [encode(kind) for kind in (".bmp", ".webp", ".ppm", ".jp2", ".gif", ".avif", ".sr")]
+    other += [encode(".hdr", rgb.astype(np.float32)), b"", b"GIF89a", b"id,label\n", b"%PDF-1.7", b"\x89HDF\r\n\x1a\n", b"PK\3\4"]
+    return {"tiff": tiff, "png": png, "jpeg": jpeg, "other": other}
+
+
+def _directory(order, rows, place):
+    pack = __import__("struct").pack
+    return pack(f"{order}H", len(rows)) + b"".join(
+        pack(f"{order}HHI", tag, kind, count) + (pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else pack(f"{order}I", value))
+        for tag, kind, count, value in rows) + pack(f"{order}I", 0)
+
+
+def big_endian(rgb):
+    """Return an uncompressed TIFF of one strip, most significant byte first."""
+    pack = __import__("struct").pack
+    start = 8 + rgb.size
+    rows = [(256, 3, 1, rgb.shape[1]), (257, 3, 1, rgb.shape[0]), (258, 3, 3, start + 2 + 9 * 12 + 4), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, rgb.shape[0]), (279, 4, 1, rgb.size)]
+    return b"MM\0*" + pack(">I", start) + rgb.tobytes() + _directory(">", rows, start) + pack(">3H", 8, 8, 8)
+
+
+def tiled(rgb, order):
+    """Return an uncompressed TIFF of 32 x 32 px tiles."""
+    pack = __import__("struct").pack
+    tiles = [rgb[y:y + 32, x:x + 32].tobytes() for y in range(0, 96, 32) for x in range(0, 96, 32)]
+    start, tail = 8 + rgb.size, 8 + rgb.size + 2 + 10 * 12 + 4
+    rows = [(256, 3, 1, 96), (257, 3, 1, 96), (258, 3, 3, tail), (259, 3, 1, 1), (262, 3, 1, 2), (277, 3, 1, 3), (322, 3, 1, 32),
+            (323, 3, 1, 32), (324, 4, 9, tail + 6), (325, 4, 9, tail + 42)]
+    lists = pack(f"{order}3H18I", 8, 8, 8, *(8 + 3072 * n for n in range(9)), *[3072] * 9)
+    return {"<": b"II*\0", ">": b"MM\0*"}[order] + pack(f"{order}I", start) + b"".join(tiles) + _directory(order, rows, start) + lists
+
+
+def make_model(folder):
+    """Write a model folder of untrained weights, without the learner that save_bundle takes."""
+    import safetensors.torch
+
+    from hcd.card import make_card
+
+    torch.manual_seed(0)
+    model, _ = build_model(RECIPE)
+    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    card, _ = make_card(RECIPE, sha256(weights).hexdigest(), {"validation AUC": 0.5, "stage1": {"losses": [0.5, 0.25]}}, "ab12")
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(weights)
+    write_json(folder / "card.json", card)
+    return folder
+
+
+def damaged_weights(rng, weights):
+    """Return a weights file with its header, its header's length or, seldom, its numbers changed."""
+    length = int.from_bytes(weights[:8], "little")
+    header, body, kind = weights[8:8 + length], weights[8 + length:], rng.random()
+    if kind < 0.15:
+        wrong = rng.choice([0, 1, 7, length - 1, length + 1, 2 ** 31, 2 ** 62, 2 ** 64 - 1, rng.randrange(2 ** 64)])
+        return wrong.to_bytes(8, "little") + weights[8:]
+    if kind < 0.25:
+        return mutate.mutate_bytes(rng, weights)
+    values = [*mutate.VALUES, *["F32", "F16", "F64", "BF16", "I64", "I8", "BOOL", "F8_E4M3", "Q7", [0, 4], [4, 0], [0, 2 ** 63],
+                                [2 ** 62] * 4, [0, len(body)], [-1, 4], {"format": "pt"}, [2 ** 32, 2 ** 32, 0], [1, 0]]]
+    header = mutate.mutate_json(rng, header, values=values)
+    return len(header).to_bytes(8, "little") + header + body
+
+
+def small_model():
+    return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+
+
+def seed_saves():
+    """Return files as Learner.save writes them: both formats, with and without the optimiser, and ones with code in them."""
+    model, files = small_model(), []
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model(torch.ones(2, 4)).sum().backward()
+    optimiser.step()
+    optimiser.param_groups[0]["lr"] = np.float64(1e-3)  # as fastai's schedules leave it
+    for zipped in (True, False):
+        for state in ({"model": model.state_dict(), "opt": optimiser.state_dict()}, model.state_dict(), model):
+            buffer = io.BytesIO()
+            torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
+            files.append(buffer.getvalue())
+    return files
