@@ -63,9 +63,9 @@ def assert_equal(one, other):
         assert all(torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(theirs[key])) for key in mine)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "fast"])
-def recipe(request, small_recipe):
-    return replace(small_recipe, head_epochs=2, finetune_epochs=3, fast=request.param)
+@pytest.fixture(scope="module")
+def recipe(small_recipe):
+    return replace(small_recipe, head_epochs=2, finetune_epochs=2, sweep_iterations=2)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +74,19 @@ def whole(sample, recipe, split, tmp_path_factory):
     return play(sample, recipe, split, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("stage, cut", [("sweep", 0), ("stage1", 0), ("stage1", 7), ("stage2", 4), ("stage2", 5), ("stage2", 13)])
+@pytest.mark.parametrize("stage, cut", [("sweep", 0), ("stage1", 0), ("stage1", 7), ("stage2", 5)])
 def test_resumed_run_ends_with_the_same_bits(sample, recipe, split, tmp_path, whole, stage, cut):
     with pytest.raises(PowerCut):
         play(sample, recipe, split, tmp_path, cut=cut, cut_in=stage)
     assert_equal(play(sample, recipe, split, tmp_path, resume=True), whole)
+
+
+def test_a_fast_run_resumes_too(sample, small_recipe, split, tmp_path):
+    recipe = replace(small_recipe, fast=True, finetune_epochs=2, sweep_iterations=2)
+    whole = play(sample, recipe, split, tmp_path / "whole")
+    with pytest.raises(PowerCut):
+        play(sample, recipe, split, tmp_path / "cut", cut=7, cut_in="stage2")
+    assert_equal(play(sample, recipe, split, tmp_path / "cut", resume=True), whole)
 
 
 def test_a_run_interrupted_twice_and_in_the_averaged_passes(sample, recipe, split, tmp_path, whole, monkeypatch):
@@ -129,7 +137,7 @@ def test_a_resumed_process_trains_again_what_it_has_saved_itself(databunch, samp
 
 
 def test_an_unseeded_run_resumes_with_the_same_generators(sample, small_recipe, split, tmp_path):
-    recipe = replace(small_recipe, rng_seed=None, finetune_epochs=2)
+    recipe = replace(small_recipe, rng_seed=None, finetune_epochs=2, sweep_iterations=2)
     set_rng_seed(5)
     first = play(sample, recipe, split, tmp_path / "whole")
     set_rng_seed(5)

@@ -442,6 +442,13 @@ def test_export_predicts_what_the_learner_predicts(exported, learner, sample):
     assert loaded.data.classes == [0, 1]
 
 
+def test_a_crop_too_small_for_the_network_is_refused_in_one_sentence(learner, sample, tmp_path, refused):
+    bundle = load_bundle(save_bundle(learner, tmp_path / "model"))
+    small = replace(bundle, recipe=replace(bundle.recipe, crop_size=4))
+    with refused(ValueError, "crops of 4 px"):
+        predict_image(small, sample.test_paths[0])
+
+
 def test_export_with_code_runs_it_only_when_trusted(tmp_path):
     torch.save(RunsCode(tmp_path), tmp_path / "export.pkl")
     with pytest.raises(ValueError, match="trust=True"):
