@@ -1,5 +1,6 @@
 """How deep the black corners that a turn leaves can reach into a crop: geometry, before any patch is read."""
 import math
+from bisect import bisect
 from functools import lru_cache
 
 
@@ -44,8 +45,9 @@ def require_shallow_corners(original_size, crop_size, max_rotation, max_shift, q
     if fits(crop_size, max_rotation):
         return
     depth = corner_depth(original_size, crop_size, max_rotation, max_shift, quarter_turns)
-    rotation = max((turn for turn in range(max_rotation) if fits(crop_size, turn)), default=None)
-    crop = next((size for size in range(crop_size, 0, -1) if fits(size, max_rotation)), None)
-    remedies = [f"max_rotation to {rotation}"] * (rotation is not None) + [f"crop_size to {crop}"] * (crop is not None)
+    # both grow with what they are asked for; a card may ask for tens of thousands of pixels, so they are not tried one by one
+    rotation = bisect(range(max_rotation), 0, key=lambda turn: not fits(crop_size, turn)) - 1
+    crop = bisect(range(1, crop_size), 0, key=lambda size: not fits(size, max_rotation))
+    remedies = [f"max_rotation to {rotation}"] * (rotation >= 0) + [f"crop_size to {crop}"] * (crop > 0)
     raise ValueError(f"max_rotation={max_rotation} would show black corners up to {depth:.1f} px deep in a crop of {crop_size} px; "
                      f"lower {' or '.join(remedies) or 'max_shift'}")

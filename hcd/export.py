@@ -126,7 +126,7 @@ def predict_image(bundle, path):
         with torch.inference_mode():
             logits = bundle.model(batch.permute(2, 0, 1)[None].contiguous())
     except RuntimeError as error:  # a card may ask for a crop that its network's pooling leaves nothing of
-        reason = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120].replace(". ", ", ")
         raise ValueError(f"{path}: the model cannot take crops of {recipe.crop_size} px ({reason}); restore its card, or train with a "
                          "larger crop_size") from error
     probability = float(torch.softmax(logits.double(), 1)[0, 1])

@@ -101,7 +101,8 @@ class Recipe:
 
     def _check_geometry(self):
         size, crop = self.original_size, self.crop_size
-        _require(size > 0, f"original_size={size} px is no patch; give a positive size, 96 for this data set")
+        _require(0 < size <= 65535, f"original_size={size if abs(size) < 10 ** 9 else 'a huge number'} px is no patch; give 1 to 65535, "
+                 "96 for this data set")
         _require(0 < crop <= size, f"crop_size={crop} px does not fit a patch of {size} px; give 1 to {size}")
         _require(0 <= self.max_shift <= self.margin, f"max_shift={self.max_shift} px leaves the patch: "
                  f"crop_size={crop} allows 0 to {self.margin}; lower one")

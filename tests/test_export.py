@@ -243,7 +243,9 @@ def test_wrong_recipe(folder, change, text):
 def test_absurd_patch_size_builds_nothing_and_fits_no_patch(folder, sample):
     card = read_json(folder)
     write_json(folder, {**card, "recipe": {**card["recipe"], "original_size": 10 ** 400}})
-    with pytest.raises(ValueError, match="is 96 x 96 px; the recipe reads patches of 1000"):
+    refused(folder, "original_size=a huge number px is no patch")
+    write_json(folder, {**card, "recipe": {**card["recipe"], "original_size": 65535}})
+    with pytest.raises(ValueError, match="is 96 x 96 px; the recipe reads patches of 65535"):
         predict_image(load_bundle(folder), sample.test_paths[0])
 
 

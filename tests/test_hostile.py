@@ -206,8 +206,8 @@ def model(learner, tmp_path_factory):
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-                    max_leaves=10)
+BRANCHES = st.lists(LEAVES, max_size=4) | st.dictionaries(st.text(max_size=8), LEAVES, max_size=4)
+JSON = LEAVES | BRANCHES | st.lists(BRANCHES, max_size=4) | st.dictionaries(st.text(max_size=8), BRANCHES, max_size=4)
 
 
 @QUICK
