@@ -66,7 +66,7 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     card, content = make_card(recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint)
     folder = writable_folder(folder)
     pending = _pending(folder, card)
-    with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:  # a full disk spoils neither a new model nor an older one here
+    with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:  # a full disk spoils neither new nor older model
         files = {WEIGHTS: weights, CARD: content, NOTES: card_notes(card).encode()}
         for name, written in files.items():
             with whole_write(Path(scratch, name)) as file:

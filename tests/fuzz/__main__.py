@@ -21,6 +21,7 @@ from pathlib import Path
 
 SHARES = {"tiff": 0.4, "image": 0.15, "csv": 0.15, "card": 0.15, "safetensors": 0.1, "save": 0.05}
 GIB = 1 << 30
+SCARCE = rb"^(?!.*\(0 elements).*(nsufficient memory|out of memory|no space|alloc).*$"  # what native libraries say of too little memory
 
 
 def main(arguments=None):
@@ -47,7 +48,8 @@ def main(arguments=None):
     failures = [result for result in results if result["outcome"] not in ("read", "refused")]
     print(json.dumps(summary(results)) if options.json else "\n".join(table(results)))
     for result in failures[:50]:
-        print(f"FAILED --only {result['kind']}:{result['number']} --rng-seed {options.rng_seed}: {result['outcome']}", file=sys.stderr)
+        again = f"--only {result['kind']}:{result['number']} --rng-seed {options.rng_seed}"
+        print(f"FAILED {again}: {result['outcome']}", file=sys.stderr)
     return 1 if failures or not results else 0
 
 
@@ -112,7 +114,7 @@ def work(options):
         seconds, mib = time.perf_counter() - start, (status("VmHWM") - before) / 2 ** 20
         with open(native, "rb") as file:
             file.seek(noise)
-            found = re.search(rb"^(?!.*\(0 elements).*(nsufficient memory|out of memory|no space|alloc).*$", file.read(), re.I | re.M)
+            found = re.search(SCARCE, file.read(), re.IGNORECASE | re.MULTILINE)
         if found and outcome in ("read", "refused"):
             outcome = f"wants too much memory: {found[0].decode(errors='replace')[:300]}"
         if mib > 1024:

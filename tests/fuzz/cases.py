@@ -10,7 +10,6 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -19,13 +18,11 @@ import hcd
 from hcd import cli
 from hcd.compat import Learner, load_tensors
 from hcd.dataset import read_table
-from hcd.files import write_json
-from hcd.learner import build_model
 
 from . import mutate
+from .seeds import make_model, seed_images, seed_saves, small_model
 
 REFUSALS = (ValueError, TypeError, OSError)  # FileNotFoundError is an OSError
-RECIPE = hcd.Recipe.sample(arch="squeezenet1_1")
 
 
 class Wrong(Exception):
@@ -128,7 +125,7 @@ class Cases:
         return outcome
 
     def try_safetensors(self, rng):
-        path, content = self.model / "model.safetensors", damaged_weights(rng, self.weights)
+        path, content = self.model / "model.safetensors", mutate.mutate_weights(rng, self.weights)
         path.write_bytes(content)
         card = {**json.loads(self.card), "weights_sha256": sha256(content).hexdigest()}
         (self.model / "card.json").write_bytes(json.dumps(card).encode())
@@ -234,111 +231,5 @@ def is_plain(thing):
         return all(map(is_plain, [*thing, *thing.values()]))
     if isinstance(thing, (list, tuple, set)):
         return all(map(is_plain, thing))
-    return thing is None or isinstance(thing, (str, bytes, bool, int, float, complex, torch.Tensor, np.generic, np.dtype, torch.dtype,
-                                               torch.device, torch.Size, type))
-
-
-# whole files, to be damaged
-
-def seed_images(rgb):
-    """Return {kind: files} that hold the patch in every layout that is met in the wild, and some that are not patches."""
-    def encode(kind, image=rgb[..., ::-1], *options):
-        return cv2.imencode(kind, image, options)[1].tobytes()
-
-    def pillow(kind, **options):
-        buffer = io.BytesIO()
-        Image.fromarray(rgb).save(buffer, kind, **options)
-        return buffer.getvalue()
-
-    plain, gray = (cv2.IMWRITE_TIFF_COMPRESSION, 1), rgb[..., 0]
-    tiff = [encode(".tif", rgb[..., ::-1], *plain)] * 3
-    tiff += [encode(".tif", rgb[..., ::-1], *plain, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 8), encode(".tif")]
-    tiff += [encode(".tif", rgb[..., ::-1], cv2.IMWRITE_TIFF_COMPRESSION, kind) for kind in (8, 32773, 7)]
-    tiff += [pillow("TIFF", compression=kind) for kind in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg")]
-    tiff += [pillow("TIFF", big_tiff=True), pillow("TIFF", compression="tiff_lzw", tiffinfo={317: 2})]
-    tiff += [encode(".tif", image, *plain) for image in (gray, np.dstack([rgb, gray]), rgb.astype(np.uint16) * 257)]
-    tiff += [encode(".tif", rgb.astype(np.float32)), tiled(rgb, "<"), tiled(rgb, ">"), big_endian(rgb)]
-    png = [encode(".png"), pillow("PNG"), encode(".png", gray), encode(".png", np.dstack([rgb, gray])),
-           encode(".png", rgb.astype(np.uint16) * 257)]
-    jpeg = [encode(".jpg"), encode(".jpg", rgb[..., ::-1], cv2.IMWRITE_JPEG_PROGRESSIVE, 1), pillow("JPEG", subsampling=0),
-            encode(".jpg", gray), encode(".jpg", rgb[..., ::-1], cv2.IMWRITE_JPEG_RST_INTERVAL, 2)]
-    other = [encode(kind) for kind in (".bmp", ".webp", ".ppm", ".jp2", ".gif", ".avif", ".sr")]
-    other += [encode(".hdr", rgb.astype(np.float32)), b"", b"GIF89a", b"id,label\n", b"%PDF-1.7", b"\x89HDF\r\n\x1a\n", b"PK\3\4"]
-    return {"tiff": tiff, "png": png, "jpeg": jpeg, "other": other}
-
-
-def _directory(order, rows, place):
-    pack = __import__("struct").pack
-    return pack(f"{order}H", len(rows)) + b"".join(
-        pack(f"{order}HHI", tag, kind, count) + (pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else pack(f"{order}I", value))
-        for tag, kind, count, value in rows) + pack(f"{order}I", 0)
-
-
-def big_endian(rgb):
-    """Return an uncompressed TIFF of one strip, most significant byte first."""
-    pack = __import__("struct").pack
-    start = 8 + rgb.size
-    rows = [(256, 3, 1, rgb.shape[1]), (257, 3, 1, rgb.shape[0]), (258, 3, 3, start + 2 + 9 * 12 + 4), (259, 3, 1, 1), (262, 3, 1, 2),
-            (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, rgb.shape[0]), (279, 4, 1, rgb.size)]
-    return b"MM\0*" + pack(">I", start) + rgb.tobytes() + _directory(">", rows, start) + pack(">3H", 8, 8, 8)
-
-
-def tiled(rgb, order):
-    """Return an uncompressed TIFF of 32 x 32 px tiles."""
-    pack = __import__("struct").pack
-    tiles = [rgb[y:y + 32, x:x + 32].tobytes() for y in range(0, 96, 32) for x in range(0, 96, 32)]
-    start, tail = 8 + rgb.size, 8 + rgb.size + 2 + 10 * 12 + 4
-    rows = [(256, 3, 1, 96), (257, 3, 1, 96), (258, 3, 3, tail), (259, 3, 1, 1), (262, 3, 1, 2), (277, 3, 1, 3), (322, 3, 1, 32),
-            (323, 3, 1, 32), (324, 4, 9, tail + 6), (325, 4, 9, tail + 42)]
-    lists = pack(f"{order}3H18I", 8, 8, 8, *(8 + 3072 * n for n in range(9)), *[3072] * 9)
-    return {"<": b"II*\0", ">": b"MM\0*"}[order] + pack(f"{order}I", start) + b"".join(tiles) + _directory(order, rows, start) + lists
-
-
-def make_model(folder):
-    """Write a model folder of untrained weights, without the learner that save_bundle takes."""
-    import safetensors.torch
-
-    from hcd.card import make_card
-
-    torch.manual_seed(0)
-    model, _ = build_model(RECIPE)
-    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
-    card, _ = make_card(RECIPE, sha256(weights).hexdigest(), {"validation AUC": 0.5, "stage1": {"losses": [0.5, 0.25]}}, "ab12")
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(weights)
-    write_json(folder / "card.json", card)
-    return folder
-
-
-def damaged_weights(rng, weights):
-    """Return a weights file with its header, its header's length or, seldom, its numbers changed."""
-    length = int.from_bytes(weights[:8], "little")
-    header, body, kind = weights[8:8 + length], weights[8 + length:], rng.random()
-    if kind < 0.15:
-        wrong = rng.choice([0, 1, 7, length - 1, length + 1, 2 ** 31, 2 ** 62, 2 ** 64 - 1, rng.randrange(2 ** 64)])
-        return wrong.to_bytes(8, "little") + weights[8:]
-    if kind < 0.25:
-        return mutate.mutate_bytes(rng, weights)
-    values = [*mutate.VALUES, *["F32", "F16", "F64", "BF16", "I64", "I8", "BOOL", "F8_E4M3", "Q7", [0, 4], [4, 0], [0, 2 ** 63],
-                                [2 ** 62] * 4, [0, len(body)], [-1, 4], {"format": "pt"}, [2 ** 32, 2 ** 32, 0], [1, 0]]]
-    header = mutate.mutate_json(rng, header, values=values)
-    return len(header).to_bytes(8, "little") + header + body
-
-
-def small_model():
-    return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
-
-
-def seed_saves():
-    """Return files as Learner.save writes them: both formats, with and without the optimiser, and ones with code in them."""
-    model, files = small_model(), []
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    model(torch.ones(2, 4)).sum().backward()
-    optimiser.step()
-    optimiser.param_groups[0]["lr"] = np.float64(1e-3)  # as fastai's schedules leave it
-    for zipped in (True, False):
-        for state in ({"model": model.state_dict(), "opt": optimiser.state_dict()}, model.state_dict(), model):
-            buffer = io.BytesIO()
-            torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
-            files.append(buffer.getvalue())
-    return files
+    plain = (str, bytes, bool, int, float, complex, type, np.generic, np.dtype, torch.Tensor, torch.dtype, torch.device)
+    return thing is None or isinstance(thing, plain)

@@ -9,9 +9,9 @@ NUMBERS = [0, 1, 2, 3, 4, 7, 8, 16, 95, 97, 127, 128, 255, 256, 4096, 20000, 327
 TAGS = [254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 330, 338, 339, 347, 34665]
 TEXTS = ["", " ", "0", "1", "2", "-1", "1.0", "1e5", "nan", "NA", "None", "id", "label", '"', '""', "a,b", "\n", "\r", "\r\n", "\0",
          "\ufeff", "é", "\u2028", "../../etc/passwd", "/dev/zero", "=1+1", "x" * 5000, "\ud800", "日本", "\t", ";", "#", "'", "\\"]
-VALUES = [None, True, False, 0, 1, -1, 90, 96, 97, 2 ** 31, 2 ** 63, 10 ** 400, -10 ** 30, 0.5, 1e308, 1e-308, -0.0, "", "a", "densenet169",
-          "vit_h_14", "convnext_large", "resnet18", "x" * 100_000, "\ud800", "\0", [], {}, [[]], [1, 2, 3], [0.5] * 3, [0] * 100_000,
-          {"a": 1}, [None], float("nan"), float("inf"), -float("inf")]
+VALUES = [None, True, False, 0, 1, -1, 90, 96, 97, 2 ** 31, 2 ** 63, 10 ** 400, -10 ** 30, 0.5, 1e308, 1e-308, -0.0, "", "a",
+          "densenet169", "vit_h_14", "convnext_large", "resnet18", "x" * 100_000, "\ud800", "\0", [], {}, [[]], [1, 2, 3], [0.5] * 3,
+          [0] * 100_000, {"a": 1}, [None], float("nan"), float("inf"), -float("inf")]
 
 
 def mutate_bytes(rng, content, others=()):
@@ -64,7 +64,8 @@ def mutate_tiff(rng, content, others=()):
         elif kind == 5:
             struct.pack_into(f"{order}H", damaged, start, max(0, count + rng.choice([-1, 1, -count, 60000 - count])))
         else:
-            struct.pack_into(f"{order}I", damaged, rng.choice([4, start + 2 + 12 * count]), rng.choice([start, 0, 8, rng.choice(NUMBERS)]))
+            next_one = start + 2 + 12 * count
+            struct.pack_into(f"{order}I", damaged, rng.choice([4, next_one]), rng.choice([start, 0, 8, rng.choice(NUMBERS)]))
     return bytes(damaged)
 
 
@@ -195,3 +196,18 @@ def mutate_json(rng, content, others=(), values=VALUES):
     elif odd == 2:
         text = text.replace(rng.choice("0123456789"), rng.choice(["9" * 5000, "1e999", "0x1", "-", "1" * 30, "\\ud800"]), 1)
     return text.encode("utf-8", "surrogatepass")
+
+
+def mutate_weights(rng, weights):
+    """Return a weights file with its header, its header's length or, seldom, its numbers changed."""
+    length = int.from_bytes(weights[:8], "little")
+    header, body, kind = weights[8:8 + length], weights[8 + length:], rng.random()
+    if kind < 0.15:
+        wrong = rng.choice([0, 1, 7, length - 1, length + 1, 2 ** 31, 2 ** 62, 2 ** 64 - 1, rng.randrange(2 ** 64)])
+        return wrong.to_bytes(8, "little") + weights[8:]
+    if kind < 0.25:
+        return mutate_bytes(rng, weights)
+    ends = [[0, 4], [4, 0], [1, 0], [-1, 4], [0, 2 ** 63], [0, len(body)], [2 ** 62] * 4, [2 ** 32, 2 ** 32, 0]]
+    values = [*VALUES, *ends, {"format": "pt"}, *["F32", "F16", "F64", "BF16", "I64", "I8", "BOOL", "F8_E4M3", "Q7"]]
+    header = mutate_json(rng, header, values=values)
+    return len(header).to_bytes(8, "little") + header + body
