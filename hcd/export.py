@@ -179,7 +179,7 @@ def _read_weights(path, wanted_hash, shapes):
     try:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no safetensors file ({str(error)[:100]}); copy it again") from error
+        raise ValueError(f"{path} is no safetensors file ({' '.join(str(error).split())[:100]}); copy it again") from error
     _check_tensors(path, tensors, shapes)
     return tensors
 

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -79,6 +80,15 @@ def test_the_fuzzer_sees_what_is_wrong(tmp_path):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker:
             assert words in answer(worker, 2)["outcome"]
             worker.kill()
+
+
+def test_the_same_case_is_the_same_whatever_came_before_it():
+    from fuzz.mutate import mutate_json
+
+    content = json.dumps({"a": {"b": [1, {"c": 2}], "d": []}, "e": [0.5] * 3}).encode()
+    one_way = [mutate_json(random.Random(number), content) for number in range(2000)]
+    assert one_way[::-1] == [mutate_json(random.Random(number), content) for number in reversed(range(2000))]
+    assert len(set(one_way)) > 1000
 
 
 # images
@@ -241,6 +251,20 @@ def test_a_name_that_stands_twice_on_a_card(model, refused):
             load_bundle(model)
     finally:
         (model / "card.json").write_text(whole)
+
+
+def test_a_tensors_name_with_line_breaks_stays_on_one_line(model, refused):
+    weights, card = (model / "model.safetensors").read_bytes(), (model / "card.json").read_text()
+    header = json.dumps({"a\r\nb\u2028c": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}).encode()
+    content = (len(header).to_bytes(8, "little") + header).ljust(len(weights), b"\0")
+    try:
+        (model / "model.safetensors").write_bytes(content)
+        (model / "card.json").write_text(json.dumps({**json.loads(card), "weights_sha256": sha256(content).hexdigest()}))
+        with refused(ValueError, model / "model.safetensors", "a b c", "copy it again"):
+            load_bundle(model)
+    finally:
+        (model / "model.safetensors").write_bytes(weights)
+        (model / "card.json").write_text(card)
 
 
 TENSORS = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F64", "I64", "U8", "F4", ""]) | st.text(max_size=4),

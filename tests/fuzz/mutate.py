@@ -184,7 +184,7 @@ def mutate_json(rng, content, others=(), values=VALUES):
             elif kind == 3:
                 spot[key] = copy.deepcopy(rng.choice([[spot[key]], {"a": spot[key]}, str(spot[key]), spot[rng.choice(keys)]]))
             else:
-                spot[key] = rng.choice(values)
+                spot[key] = copy.deepcopy(rng.choice(values))  # or the next piece of damage would change VALUES
             break
     text = json.dumps(tree, indent=rng.choice([None, 1]))
     odd = rng.randrange(12)
