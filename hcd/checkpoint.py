@@ -79,7 +79,7 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
 
     def on_train_begin(self, n_epochs, pbar, **kwargs):
         """Find out where to begin; fastai then has every callback jump to that epoch."""
-        self.call["epochs"] = n_epochs
+        self.call["epochs"], self.resumed = n_epochs, False
         self.kept = self.checkpoints.load(self.name, self.learn.data)
         if self.kept is None:
             return None
@@ -104,11 +104,12 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
         for name in ("lrs", "moms", "metrics", "nb_batches"):
             setattr(recorder, name, kept[name])
         self.smoothed.n, self.smoothed.mov_avg = self.kept["smoothed"]
+        self.resumed, self.kept = True, None  # a second model and optimiser state would stay in memory for the rest of the fit
 
     def on_backward_begin(self, last_loss, **kwargs):
         """Follow the smoothed loss; after a resume fastai's own has forgotten the epochs before."""
         self.smoothed.add_value(last_loss.float().detach().cpu())
-        if self.kept is not None:
+        if self.resumed:
             self.learn.recorder.losses[-1] = self.smoothed.smooth
             return {"smooth_loss": self.smoothed.smooth}
         return None

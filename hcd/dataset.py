@@ -15,6 +15,7 @@ from .recipe import Recipe
 
 MOST_TABLE_BYTES, MOST_ROWS, MOST_LINE = 1 << 27, 1 << 22, 1 << 16  # fifteen times the competition's, and no memory filled
 LAYOUT = "train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv (id,label)"
+ID_LETTER, LONGEST_ID = r"[\w\-]", 200  # an id is a file's name
 TABLES = ("train_labels.csv", "sample_submission.csv", "test_labels.csv")
 
 
@@ -48,11 +49,15 @@ class Dataset:
 
     def train_path(self, patch_id):
         """Return the file of a labelled patch, a Path, or its `PackedPatch`, which takes a file's place in the readers."""
-        return Path(self.locate("train", patch_id)) if self.packed is None else self.locate("train", patch_id)
+        return self._path("train", patch_id)
 
     def test_path(self, patch_id):
         """Return the file of a test patch, a Path, or its `PackedPatch`."""
-        return Path(self.locate("test", patch_id)) if self.packed is None else self.locate("test", patch_id)
+        return self._path("test", patch_id)
+
+    def _path(self, folder, patch_id):
+        where = self.locate(folder, patch_id)
+        return Path(where) if self.packed is None else where
 
     @property
     def train_paths(self):
@@ -194,11 +199,12 @@ def _table_rows(file):
         raise ValueError("it is empty")
 
 
-def row_faults(table):
-    """Return what can be wrong with the rows of a table: {fault: (its column, mask of the rows that have it)}."""
-    return {"is used twice": ("id", table["id"].duplicated()),
-            "is no file name": ("id", ~table["id"].str.fullmatch(r"[\w\-]{1,200}")),
-            "is neither 0 nor 1": ("label", ~table["label"].isin(["0", "1"]))}
+def row_faults(table, columns=("id", "label")):
+    """Return what can be wrong with some columns of a table: {fault: (its column, mask of the rows that have it)}."""
+    rules = {"is used twice": ("id", lambda ids: ids.duplicated()),
+             "is no file name": ("id", lambda ids: ~ids.str.fullmatch(f"{ID_LETTER}{{1,{LONGEST_ID}}}")),
+             "is neither 0 nor 1": ("label", lambda labels: ~labels.isin(["0", "1"]))}
+    return {fault: (column, find(table[column])) for fault, (column, find) in rules.items() if column in columns}
 
 
 def visible_files(folder):
@@ -218,8 +224,8 @@ def _read_ids(path):
     table = read_table(path)
     if _are_sound(table["id"]):
         return table
-    for fault, (column, rows) in row_faults(table).items():
-        if column == "id" and rows.any():
+    for fault, (_, rows) in row_faults(table, ["id"]).items():
+        if rows.any():
             raise ValueError(f"{path}: id {repr(table['id'][rows].iloc[0])[:100]} {fault} ({rows.sum()} such row(s)); every row needs an "
                              "id of its own made of letters, digits, - and _")
     return table
@@ -228,7 +234,7 @@ def _read_ids(path):
 def _are_sound(ids):
     """Say whether `row_faults` would find nothing in millions of ids, without a Python object for each."""
     ids = ids.tolist()
-    if not 0 < min(map(len, ids)) <= max(map(len, ids)) <= 200 or not re.fullmatch(r"[\w\-]*", "".join(ids)):
+    if not 0 < min(map(len, ids)) <= max(map(len, ids)) <= LONGEST_ID or not re.fullmatch(f"{ID_LETTER}*", "".join(ids)):
         return False
     ids = np.sort(id_array(ids))
     return bool((ids[1:] != ids[:-1]).all())
@@ -237,7 +243,7 @@ def _are_sound(ids):
 def _read_labels(path):
     """Read a CSV of ids and labels, 0 or 1."""
     table = _read_ids(path)
-    wrong = ~table["label"].isin(["0", "1"])
+    (_, wrong), = row_faults(table, ["label"]).values()
     if wrong.any():
         row = table[wrong].iloc[0]
         raise ValueError(f"{path}: label {repr(row['label'])[:100]} of id {row['id']} is neither 0 nor 1 ({wrong.sum()} such row(s)); "

@@ -73,16 +73,12 @@ def prepare_output(folder="", parent="outputs", resume=False, lock=True):
         FileExistsError: an earlier run's results lie there. BlockingIOError: a run that still lives writes there.
         FileNotFoundError: nothing to resume. OSError: it cannot be written.
     """
-    if not folder:
-        if resume:
-            raise FileNotFoundError("resume needs the folder of the interrupted run; name it")
-        folder = new_run_folder(Path("..", parent) if Path("..", parent).is_dir() else Path(parent))
-        _lock(folder, lock)
-        return folder
-    folder = Path(folder)
-    if resume and not folder.is_dir():
+    if resume and not folder:
+        raise FileNotFoundError("resume needs the folder of the interrupted run; name it")
+    if resume and not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is no folder, so there is no run to resume; name the folder that the run wrote to")
-    folder = writable_folder(folder)
+    outputs = Path("..", parent) if Path("..", parent).is_dir() else Path(parent)
+    folder = writable_folder(folder) if folder else new_run_folder(outputs)
     for name in () if resume else ("metrics.json", "models", "model", "checkpoints"):
         if (folder / name).exists():
             raise FileExistsError(f"{folder} holds an earlier run ({name}), which is never written over; name another folder, or go on "

@@ -11,10 +11,10 @@ import random
 import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from .reader import read_image
+from .files import whole_write
+from .reader import encode_tiff, read_image
 
 FOLDER, INDEX, IDS, HASHES, PATCHES = "packed", "index.json", "ids.npy", "sha1.npy", "patches.npy"
 FORMAT, VERSION, MOST_INDEX_BYTES = "hcd packed patches", 1, 10_000
@@ -165,8 +165,8 @@ def copy_patch(path, folder):
     if not isinstance(path, PackedPatch):
         return Path(shutil.copy(path, folder))
     target = Path(folder, path.name) if Path(folder).is_dir() else Path(folder)
-    tiff = cv2.imencode(".tif", cv2.cvtColor(path.pixels(), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1]
-    target.write_bytes(tiff.tobytes())
+    with whole_write(target) as file:
+        file.write(encode_tiff(path.pixels()))
     return target
 
 

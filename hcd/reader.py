@@ -98,6 +98,11 @@ def decode_image(content):
     return None if colour and content[:1] != b"\x89" and not pillow_agrees(content, image) else image  # a PNG has checksums
 
 
+def encode_tiff(patch):
+    """Return an (H, W, 3) uint8 RGB patch as the bytes of an uncompressed TIFF, the kind that the competition's files are."""
+    return cv2.imencode(".tif", patch[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()
+
+
 def read_patch(path, recipe=Recipe()):
     """Read one image file and require the recipe's patch size.
 

@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -48,19 +48,22 @@ def resume_record(folder, changes):
         raise FileNotFoundError(f"{path} is missing, so there is no run to resume; name the folder that `hcd run` wrote to")
     try:
         record = json.loads(path.read_text("utf-8"))
-        recipe, _ = Recipe(**record["recipe"]), [record["parameters"]["data_folder"], record["started"].append(_now())]
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']!r}")
+        recipe = Recipe(**record["recipe"])
+        record["started"].append(_now())
+        record["parameters"]["data_folder"]  # noqa: B018  a run without one was not started by hcd
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no record of this hcd ({error}); start a new run") from error
     if record.get("finished"):
         raise FileExistsError(f"{folder} holds a run that was finished at {record['finished']}, so there is nothing to resume; read its "
                               "results or start a new run in another folder")
-    asked = {field.name: getattr(Recipe(**{**record["recipe"], **changes}), field.name) for field in fields(Recipe)}
-    for name, value in asked.items():
-        if value != getattr(recipe, name):
-            raise ValueError(f"{folder} was run with {name}={getattr(recipe, name)!r} and not {value!r}; resume it without that "
-                             "option or start a new run")
+    asked = replace(recipe, **changes)
+    for field in fields(Recipe):
+        was, value = getattr(recipe, field.name), getattr(asked, field.name)
+        if value != was:
+            raise ValueError(f"{folder} was run with {field.name}={was!r} and not {value!r}; resume it without that option or start "
+                             "a new run")
     write_json(path, record)
     return record
 

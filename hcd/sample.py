@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from .dataset import open_dataset
+from .dataset import TABLES, open_dataset
 from .files import empty_folder
+from .reader import encode_tiff
 
 SIDE, MIDDLE = 96, 47.5  # px: edge of a patch, and where its centre lies
-TABLES = ("train_labels.csv", "test_labels.csv", "sample_submission.csv")
 CARD = "sample.json"  # what was drawn
 NAMES = ("train", "test", *TABLES, CARD)
 UNFINISHED = ".unfinished"  # folder that is there as long as drawing goes on; what lies beside it is ours too
@@ -205,8 +205,7 @@ def _write(root, train, test, rng):
             else:
                 rgb = draw_patch(label, rng)
             patch_id = hashlib.sha1(rgb.tobytes()).hexdigest()
-            tiff = cv2.imencode(".tif", rgb[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1]
-            (root / folder / f"{patch_id}.tif").write_bytes(tiff.tobytes())
+            (root / folder / f"{patch_id}.tif").write_bytes(encode_tiff(rgb))
             labels[patch_id] = label
         _write_table(root / f"{folder}_labels.csv", sorted(labels.items()))
     _write_table(root / "sample_submission.csv", [(patch_id, 0) for patch_id in rng.permutation(sorted(labels))])
