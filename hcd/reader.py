@@ -185,7 +185,7 @@ def apply_draw(patch, draw, recipe=Recipe()):
     return cv2.LUT(patch, _tone_table(brightness, contrast))
 
 
-def map_patches(function, paths, title, progress=True, chunk=256):
+def map_patches(function, paths, title, progress=True, chunk=64):
     """Yield `function(path)` for every path, in order, computed on all cores with a progress bar.
 
     Threads are enough: OpenCV decodes outside Python's lock. Chunks keep 220,025 futures from existing at once.

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from benchmarks import plain, startup
+from benchmarks import auc, plain, startup
 from benchmarks.rows import drawn, require_equal
 
 import hcd
@@ -74,3 +74,13 @@ def test_the_command_prints_every_row(sample, tmp_path):
     for line in lines:
         assert re.fullmatch(r"\| [^|]+ \| [\d.,]+ [^|]+ \| [\d.,]+ [^|]+ \| [\d.]+ x \([^|]+\) \| [^|]* \|", line), line
     assert sorted(data.rglob("*")) == before
+
+
+def test_the_auc_command_trains_both_ways_and_prints_each_auc(sample, capsys):
+    auc.main(["--data", str(sample.root), "--arch", "squeezenet1_1", "--no-pretrained", "--batch-size", "8", "--patches", "40",
+              "--rng-seeds", "0", "1"])
+    _, _, _, _, *lines = capsys.readouterr().out.splitlines()
+    table = [[float(cell) for cell in line.split("|")[2:4]] for line in lines[:2]]
+    assert np.shape(table) == (2, 2) and all(0 <= value <= 1 for row in table for value in row) and table[0] != table[1]
+    assert lines[2].startswith("| mean (standard deviation) |")
+    np.testing.assert_allclose([float(cell.split("(")[0]) for cell in lines[2].split("|")[2:4]], np.mean(table, axis=0), atol=2e-4)
