@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from benchmarks import auc, plain, startup
+from benchmarks import auc, cold, plain, startup
 from benchmarks.rows import drawn, require_equal
 
 import hcd
@@ -84,3 +84,14 @@ def test_the_auc_command_trains_both_ways_and_prints_each_auc(sample, capsys):
     assert np.shape(table) == (2, 2) and all(0 <= value <= 1 for row in table for value in row) and table[0] != table[1]
     assert lines[2].startswith("| mean (standard deviation) |")
     np.testing.assert_allclose([float(cell.split("(")[0]) for cell in lines[2].split("|")[2:4]], np.mean(table, axis=0), atol=2e-4)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="empties Linux's page cache")
+def test_the_cold_command_reads_files_and_pack(sample, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cold, "DROP", tmp_path / "none")  # the machine's own caches are left alone
+    before = sorted(sample.root.rglob("*"))
+    cold.main(["--data", str(sample.root), "--into", str(tmp_path), "--rounds", "1"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "us a patch" in line]
+    assert [row.split("|")[1].strip() for row in rows] == [f"{state}, {order}" for order in ("random order", "in order")
+                                                           for state in ("cold", "warm")]
+    assert not list(tmp_path.iterdir()) and sorted(sample.root.rglob("*")) == before

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import hcd
 from hcd import cli, load_bundle, read_cropped_image, read_image, save_bundle
@@ -145,9 +146,9 @@ def test_pixels_that_opencv_passes_on_damaged_are_refused(tmp_path, refused):
         read_image(path)
 
 
-@pytest.mark.parametrize("kind", [".bmp", ".webp", ".gif", ".jp2", ".ppm"])
+@pytest.mark.parametrize("kind", ["BMP", "WEBP", "GIF", "JPEG2000", "PPM"])
 def test_other_kinds_of_images_are_refused(tmp_path, refused, kind):
-    (tmp_path / "a.tif").write_bytes(encode(kind))
+    Image.fromarray(noise()).save(tmp_path / "a.tif", kind)
     with refused(ValueError, tmp_path / "a.tif", "no TIFF, PNG or JPEG"):
         read_image(tmp_path / "a.tif")
 
@@ -191,7 +192,9 @@ def test_any_bytes_behind_any_beginning(tmp_path, tail, keep, head):
 # tables
 
 ODD = st.sampled_from(["id", "label", "0", "1", '"', "a,b", "\r", "\n", "NA", " "])
-ROWS = st.lists(st.lists(st.text(st.characters(codec="utf-8"), max_size=8) | ODD, min_size=1, max_size=4), min_size=1, max_size=6)
+# before 3.11 Python's csv could not write a NUL
+WRITABLE = st.characters(codec="utf-8", exclude_characters="" if sys.version_info >= (3, 11) else "\0")
+ROWS = st.lists(st.lists(st.text(WRITABLE, max_size=8) | ODD, min_size=1, max_size=4), min_size=1, max_size=6)
 
 
 @QUICK
@@ -260,7 +263,7 @@ def test_a_tensors_name_with_line_breaks_stays_on_one_line(model, refused):
     try:
         (model / "model.safetensors").write_bytes(content)
         (model / "card.json").write_text(json.dumps({**json.loads(card), "weights_sha256": sha256(content).hexdigest()}))
-        with refused(ValueError, model / "model.safetensors", "a b c", "copy it again"):
+        with refused(ValueError, model / "model.safetensors", "is no safetensors file", "copy it again"):
             load_bundle(model)
     finally:
         (model / "model.safetensors").write_bytes(weights)

@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, options, folder):
         self.options, self.folder, self.root = options, folder, folder / "data"
         if options.data:
-            _copy_some(options.data, self.root)
+            copy_some(options.data, self.root)
             self.dataset = hcd.open_dataset(self.root)
         else:
             self.dataset = hcd.make_sample(self.root, train=options.patches, test=TEST)
@@ -142,11 +142,11 @@ class Bench:
         return [f"{self.root}/{part}/{patch_id}.tif" for patch_id in ids]
 
 
-def _copy_some(data, root):
-    """Copy a random part of a data set into a new folder; nothing is written into its own."""
+def copy_some(data, root, train=TRAIN, test=TEST):
+    """Copy a random part of a data set, so many patches at most, into a new folder; nothing is written into its own."""
     dataset = hcd.open_dataset(data)
-    labels = dataset.labels.sample(min(TRAIN, len(dataset.labels)), random_state=0)
-    tests = list(dataset.test_ids[:TEST])
+    labels = dataset.labels.sample(min(train, len(dataset.labels)), random_state=0)
+    tests = list(dataset.test_ids[:test])
     for part, ids in (("train", labels["id"]), ("test", tests)):
         (root / part).mkdir(parents=True)
         for patch_id in ids:

@@ -30,7 +30,7 @@ def seed_images(rgb):
     plain, gray = (cv2.IMWRITE_TIFF_COMPRESSION, 1), rgb[..., 0]
     tiff = [encode(".tif", rgb[..., ::-1], *plain)] * 3
     tiff += [encode(".tif", rgb[..., ::-1], *plain, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 8), encode(".tif")]
-    tiff += [encode(".tif", rgb[..., ::-1], cv2.IMWRITE_TIFF_COMPRESSION, kind) for kind in (8, 32773, 7)]
+    tiff += [encode(".tif", rgb[..., ::-1], cv2.IMWRITE_TIFF_COMPRESSION, kind) for kind in (8, 32773)]
     tiff += [pillow("TIFF", compression=kind) for kind in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg")]
     tiff += [pillow("TIFF", big_tiff=True), pillow("TIFF", compression="tiff_lzw", tiffinfo={317: 2})]
     tiff += [encode(".tif", image, *plain) for image in (gray, np.dstack([rgb, gray]), rgb.astype(np.uint16) * 257)]
@@ -39,7 +39,7 @@ def seed_images(rgb):
            encode(".png", rgb.astype(np.uint16) * 257)]
     jpeg = [encode(".jpg"), encode(".jpg", rgb[..., ::-1], cv2.IMWRITE_JPEG_PROGRESSIVE, 1), pillow("JPEG", subsampling=0),
             encode(".jpg", gray), encode(".jpg", rgb[..., ::-1], cv2.IMWRITE_JPEG_RST_INTERVAL, 2)]
-    other = [encode(kind) for kind in (".bmp", ".webp", ".ppm", ".jp2", ".gif", ".avif", ".sr")]
+    other = [encode(kind) for kind in (".bmp", ".webp", ".ppm", ".jp2", ".sr")] + [pillow("GIF"), pillow("AVIF")]
     other += [encode(".hdr", rgb.astype(np.float32)), b"", b"GIF89a", b"id,label\n", b"%PDF-1.7", b"\x89HDF\r\n\x1a\n", b"PK\3\4"]
     return {"tiff": tiff, "png": png, "jpeg": jpeg, "other": other}
 

@@ -1,0 +1,37 @@
+"""Whole runs killed with SIGKILL end with the bits of one that was never stopped, and so does a second run."""
+import json
+import sys
+
+import kills
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        (folder / "model").mkdir(parents=True)
+        (folder / "models").mkdir()
+        (folder / "metrics.json").write_text(json.dumps({"valid_auc": 0.5}))
+        save_file({"w": torch.ones(2)}, folder / "model/weights.safetensors")
+        torch.save({"model": {"w": torch.ones(2)}, "opt": {}}, folder / "models/stage1.pth")
+    return tmp_path / "one", tmp_path / "other"
+
+
+def test_one_bit_is_noticed(two_runs):
+    one, other = two_runs
+    assert len(kills.results(one)) == 3 and not kills.differences(kills.results(one), kills.results(other))
+    torch.save({"model": {"w": torch.ones(2).nextafter(torch.zeros(2))}, "opt": {}}, other / "models/stage1.pth")
+    assert "stage1.pth: w" in kills.differences(kills.results(one), kills.results(other))
+    (one / "resnet18_submission.csv").write_text("id,label\n")
+    assert "in 2 of 4" in kills.differences(kills.results(one), kills.results(other))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="needs SIGKILL and Linux's process tree")
+def test_killed_runs_and_a_second_run_end_with_the_same_bits(capsys):
+    assert kills.main(["--kills", "2"]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert others and all(line.endswith("the same bits") for line in (first, *others))
