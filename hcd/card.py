@@ -1,6 +1,5 @@
 """The card of a model folder: what it says, and how it is checked before anything is built from it."""
 import json
-import math
 import platform
 import re
 import time
@@ -9,6 +8,7 @@ from importlib.metadata import version
 
 import cv2
 
+from .files import read_json, shorten
 from .recipe import Recipe
 
 FORMAT = "hcd-model-1"
@@ -29,7 +29,7 @@ RULES = {  # field: what it must be, and whether a value is that
     "format": (f"{FORMAT!r}", lambda value: value == FORMAT),
     "classes": (f"{CLASSES}", lambda value: value == CLASSES),
     "recipe": ("an object of the recipe's fields", lambda value: isinstance(value, dict)),
-    "metrics": ("an object of numbers", lambda value: isinstance(value, dict)),
+    "metrics": ("an object", lambda value: isinstance(value, dict)),
     "data_fingerprint": ("a text or null", lambda value: value is None or _is_text(value)),
     "weights_sha256": ("64 hexadecimal digits", lambda value: _is_text(value) and re.fullmatch("[0-9a-f]{64}", value)),
     "versions": ("an object of texts", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))),
@@ -72,25 +72,20 @@ def read_card(path):
     Raises:
         ValueError: another format, or a field that is missing, unknown or breaks its rule.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; a card has at most {MOST_BYTES}, get the right file")
-    try:
-        card = json.loads(path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({str(error)[:100]}); restore it from where the model was saved") from error
+    card = read_json(path, MOST_BYTES)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        shown = _shorten(repr(card.get("format"))) if isinstance(card, dict) else f"a {type(card).__name__}"
+        shown = shorten(repr(card.get("format"))) if isinstance(card, dict) else f"a {type(card).__name__}"
         raise ValueError(f"{path} has format {shown}; this hcd reads {FORMAT!r}, save the model again or install the hcd that "
                          "wrote it")
     _check_names(path, "field", set(card), set(RULES))
     for name, (wanted, holds) in RULES.items():
         if not holds(card[name]):
-            raise ValueError(f"{path}: field {name!r} is {_shorten(repr(card[name]))} and not {wanted}; restore the card")
+            raise ValueError(f"{path}: field {name!r} is {shorten(repr(card[name]))} and not {wanted}; restore the card")
     _check_names(path, "recipe field", set(card["recipe"]), {field.name for field in fields(Recipe)})
     try:
         return card, replace(Recipe(**card["recipe"]), pretrained=False)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {_shorten(str(error), 300)}") from error
+        raise ValueError(f"{path}: {shorten(str(error), 300)}") from error
 
 
 def card_notes(card):
@@ -113,24 +108,4 @@ def library_versions():
 def _check_names(path, what, found, wanted):
     for name in sorted(found ^ wanted):
         fault = "missing" if name in wanted else "unknown"
-        raise ValueError(f"{path}: {what} {_shorten(repr(name))} is {fault}; restore the card or install the hcd that wrote it")
-
-
-def _once(pairs):
-    """Make a JSON object of its names and values; of a name that stands twice, every reader would take another value."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"an object of {len(pairs)} names has one of them twice")
-    return found
-
-
-def _finite(text):
-    """Turn a number of a JSON file into a float; refuse NaN, Infinity and 1e999."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is no finite number")
-    return number
-
-
-def _shorten(text, most=60):
-    return text if len(text) <= most else text[:most] + "..."
+        raise ValueError(f"{path}: {what} {shorten(repr(name))} is {fault}; restore the card or install the hcd that wrote it")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .dataset import LAYOUT, read_table, row_faults, visible_files
+from .pack import FOLDER
 from .reader import decode_image, map_patches, read_content, read_patch
 from .recipe import Recipe
 from .stats import BRIGHT_ABOVE, DARK_BELOW
@@ -15,7 +16,7 @@ FINDINGS = {"tables": "faults of the tables", "missing": "missing files", "extra
             "not_a_patch": "wrong shape or type", "wrong_id": "id is not the SHA-1 of the pixels",
             "duplicates_in_train": "same pixels twice in train", "duplicates_in_test": "same pixels twice in test",
             "duplicates_across": "same pixels in train and test", "conflicting_labels": "same patch, both labels"}
-REMARKS = {"too_dark": "too dark", "too_bright": "too bright"}
+REMARKS = {"too_dark": "too dark", "too_bright": "too bright", "not_checked": "not checked"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class CheckReport:
     Attributes:
         root: the folder. counts: ids listed with label_0, with label_1 and for test, and files_read.
         findings: for each kind in FINDINGS a list of "<file>" or "<file>: <what>", files relative to root; equal files are one
-            entry, "<file> = <file>". remarks: the same for REMARKS: too dark and too bright patches, which fail nothing.
+            entry, "<file> = <file>". remarks: the same for REMARKS: too dark and too bright patches, and a pack, which fail nothing.
     """
 
     root: str
@@ -57,19 +58,25 @@ def check_dataset(root, recipe=Recipe(), progress=True):
     """Read every listed file of a data set once, on all cores, and report all that is wrong; nothing is changed.
 
     Each id must be the SHA-1 of its patch's RGB bytes, in hex: by this rule of the competition's every file proves to be whole and
-    unaltered. Where a table cannot be read, each .tif of its folder is. A table's header is row 1; empty rows do not count.
+    unaltered. Where a table cannot be read, each .tif of its folder is. A table's header is row 1; empty rows do not count. A pack is
+    not read, `pack_dataset` proves the one that is there.
 
     Args:
         root: folder in the competition's layout, complete or not. recipe: the size of patches. progress: show a bar.
     Returns:
         CheckReport; the same whatever the order of files, and of rows but for their numbers.
     Raises:
-        FileNotFoundError: the folder holds no part of a data set. OSError: train or test cannot be listed.
+        FileNotFoundError: the folder holds no part of a data set, or a pack without the files. OSError: train or test cannot be listed.
     """
     root = Path(root)
     if not any((root / name).exists() for name in ("train", "test", "train_labels.csv", "sample_submission.csv")):
         raise FileNotFoundError(f"{root} holds no part of a data set; name the folder that holds {LAYOUT}")
+    packed = (root / FOLDER).exists()
+    if packed and not (root / "train").exists():
+        raise FileNotFoundError(f"{root} holds patches in {FOLDER}/ and no files to check; prove them with `hcd pack {root}`, or name the "
+                                "folder that they were packed from")
     notes = {kind: [] for kind in (*FINDINGS, *REMARKS)}
+    notes["not_checked"] += [f"{FOLDER}: `hcd pack {root}` proves its patches"] * packed
     train, test, answers = _check_tables(root, notes)
     names = [*_match_files(root, "train", train, notes), *_match_files(root, "test", test, notes)]
     _note_duplicates(_read_files(root, names, recipe, progress, notes), {"train": train or {}, "test": answers or {}}, notes)

@@ -16,11 +16,11 @@ from .check import check_dataset
 from .compat import silence_opencv
 from .dataset import open_dataset
 from .export import load_bundle, predict_image
-from .files import new_run_folder, prepare_output, whole_write
+from .files import new_run_folder, prepare_output, resume_command, whole_write
 from .learner import check_machine
 from .packer import pack_dataset
 from .recipe import Recipe
-from .record import close_record, resume_record, start_record
+from .record import note_end, noted_warnings, resume_record, start_record
 from .runner import InputError, run_notebook
 
 
@@ -44,45 +44,52 @@ def run(options):
     """Execute the walkthrough, or go on with a run that was interrupted, and print the closing table."""
     if options.workers is not None and options.workers < 0:
         raise ValueError(f"--workers {options.workers} is no count; give 0 or more")
-    output, record = _resumed_run(options) if options.resume else _new_run(options)
-    go_on = f"go on with: hcd run --resume {os.path.relpath(output)}"
-    print(f"writing to {output}")
-    try:
-        notebook = run_notebook(output, record["parameters"])
-    except InputError:
-        if not options.output and not options.resume:
-            shutil.rmtree(output)
-        raise
-    except papermill.PapermillExecutionError as error:
-        print(f"hcd: {error.source.splitlines()[0][2:]} failed with {error.ename}: {error.evalue}; its traceback is in "
-              f"{output / 'walkthrough.ipynb'}, and when that is mended, {go_on}", file=sys.stderr)
-        return 1
-    except DeadKernelError:
-        print("hcd: the notebook's process was killed, most often for want of memory; give less --batch-size or --workers in a new "
-              f"run, or {go_on}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"hcd: stopped; {go_on}", file=sys.stderr)
-        return 130
-    metrics = json.loads((output / "metrics.json").read_text())
-    close_record(output, record, metrics, notebook)
-    _print_table(metrics, output)
-    return 0
+    with noted_warnings() as noted:
+        output, record = _resumed_run(options) if options.resume else _new_run(options)
+        print(f"writing to {output}")
+        code, metrics = 0, None
+        try:
+            run_notebook(output, {**record["parameters"], **({"resume": True} if options.resume else {})})
+            metrics = json.loads((output / "metrics.json").read_text())
+        except InputError:
+            if not options.output and not options.resume:
+                shutil.rmtree(output)
+            raise
+        except (papermill.PapermillExecutionError, DeadKernelError, KeyboardInterrupt, OSError) as error:
+            code, line = _failure(error, output)
+            print(f"hcd: {' '.join(line.split())}", file=sys.stderr)
+    note_end(output, record, noted, metrics)
+    if metrics:
+        _print_table(metrics, output)
+    return code
+
+
+def _failure(error, output):
+    """Return exit code and one sentence for a run that did not come to its end, with the command that goes on with it."""
+    go_on = f"go on with: {resume_command(os.path.relpath(output))}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"stopped; {go_on}"
+    if isinstance(error, DeadKernelError):
+        return 1, ("the notebook's process was killed, most often for want of memory; give less --batch-size or --workers in a new "
+                   f"run, or {go_on}")
+    if isinstance(error, OSError):
+        return 1, f"{error}, and then {go_on}"
+    return 1, (f"{error.source.splitlines()[0][2:]} failed with {error.ename}: {error.evalue}; its traceback is in "
+               f"{output / 'walkthrough.ipynb'}, and when that is mended, {go_on}")
 
 
 def _new_run(options):
     """Check what the notebook will check too, before a kernel starts or a folder is made; return the folder and its record."""
     changes = _recipe_changes(options)
     recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
-    if options.data:
-        open_dataset(options.data)
+    fingerprint = open_dataset(options.data).fingerprint if options.data else None
     check_machine(recipe, options.device)
     output = prepare_output(options.output, lock=False) if options.output else new_run_folder("outputs")
     output = output.resolve()
     parameters = {"data_folder": str(Path(options.data).resolve()) if options.data else "", "recipe_changes": changes,
                   "num_workers": options.workers, "device": options.device, "remove_outliers": options.remove_outliers,
                   "back_to_stage1": options.back_to_stage1}
-    return output, start_record(output, recipe, parameters)
+    return output, start_record(output, recipe, parameters, fingerprint)
 
 
 def _resumed_run(options):
@@ -100,7 +107,7 @@ def _resumed_run(options):
         if value is not None:
             parameters[name] = value
     check_machine(Recipe(**record["recipe"]), parameters["device"])
-    return output, {**record, "parameters": {**parameters, "resume": True}}
+    return output, record
 
 
 def _recipe_changes(options):

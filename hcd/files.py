@@ -1,6 +1,8 @@
 """Whole writes: a file is there in full or not at all."""
 import json
+import math
 import os
+import shlex
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +18,16 @@ def whole_write(path, mode="wb", **options):
     """Open a temporary file beside `path` for writing; rename it to `path` once it is complete and on disk.
 
     Args:
-        path: the file to write; an older one stays untouched until the new one is complete.
+        path: the file to write; an older one stays untouched until the new one is complete. A link is replaced, not followed.
         mode, options: as for `open`.
     Yields:
         the open file.
     Raises:
-        OSError: the file cannot be written (no permission, full disk); nothing that existed is lost.
+        OSError: the file cannot be written (no permission, full disk, a device of that name); nothing that existed is lost.
     """
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # renaming would take a device's place
+        raise OSError(f"{path} is a device or a pipe; name a file to write")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, mode, **options) as file:
@@ -82,9 +86,14 @@ def prepare_output(folder="", parent="outputs", resume=False, lock=True):
     for name in () if resume else ("metrics.json", "models", "model", "checkpoints"):
         if (folder / name).exists():
             raise FileExistsError(f"{folder} holds an earlier run ({name}), which is never written over; name another folder, or go on "
-                                  f"with it if it was interrupted: hcd run --resume {folder}")
+                                  f"with it if it was interrupted: {resume_command(folder)}")
     _lock(folder, lock)
     return folder
+
+
+def resume_command(folder):
+    """Return the command that goes on with a run, as a shell takes it."""
+    return f"hcd run --resume {shlex.quote(str(folder))}"
 
 
 def _lock(folder, hold):
@@ -139,6 +148,41 @@ def write_json(path, content):
     """Write a JSON file, whole; NaN and infinity are no JSON and raise ValueError."""
     with whole_write(path, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, allow_nan=False)
+
+
+def read_json(path, most_bytes):
+    """Read a JSON file that anybody may have written; nothing in it is run.
+
+    Raises:
+        OSError: it cannot be read. ValueError: too long, no JSON, numbers that are not finite, or a name that stands twice.
+    """
+    if path.stat().st_size > most_bytes:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; {path.name} has at most {most_bytes}, get the right file")
+    try:
+        return json.loads(path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({str(error)[:100]}); restore it from where it was written") from error
+
+
+def _once(pairs):
+    """Make a JSON object of its names and values; of a name that stands twice, every reader would take another value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object of {len(pairs)} names has one of them twice")
+    return found
+
+
+def _finite(text):
+    """Turn a number of a JSON file into a float; refuse NaN, Infinity and 1e999."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
+def shorten(text, most=60):
+    """Cut a text that may be endless, for an error message."""
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def _unwritable(path, error):

@@ -10,6 +10,7 @@ from fastai.basic_data import DeviceDataLoader
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
+from .checkpoint import weights_digest
 from .compat import DataLoader
 from .files import whole_write
 from .reader import apply_draw, draw_augmentation, read_patch
@@ -38,12 +39,15 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
     test_dl = learner.data.test_dl
     if test_dl is None:
         raise ValueError("the learner's databunch has no test set; build it with make_databunch")
-    kept = checkpoints.load("tta", learner.data) if checkpoints else None
+    call = {"passes": passes, "weights": weights_digest(learner.model)} if checkpoints else None
+    kept = checkpoints.load("tta", call, learner.data) if checkpoints else None
+    means = []
     if kept:
-        random.setstate(kept["random"])
+        with checkpoints.reading("tta"):
+            random.setstate(kept["random"])
+            means = [kept["means"].reshape(-1, 2).double()]
     before = random.getstate()
     crops = DrawnCrops(test_dl.x, passes)
-    means = [kept["means"]] if kept else []
     waiting = Subset(crops, range(len(means[0]) if means else 0, len(crops)))
     # as many crops at a time as training takes; each loader item is one patch with all its passes
     loader = DataLoader(waiting, batch_size=max(1, test_dl.batch_size // passes), collate_fn=_join, num_workers=test_dl.num_workers,
@@ -57,7 +61,7 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
             means.append(probabilities.double().mean(1).cpu())
             bar.update(len(means[-1]))
             if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                checkpoints.save("tta", learner.data, means=torch.cat(means), random=before)
+                checkpoints.save("tta", call, learner.data, means=torch.cat(means), random=before)
                 saved = time.monotonic()
     return torch.cat(means).numpy()
 

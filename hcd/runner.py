@@ -5,6 +5,7 @@ import os
 import re
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -16,6 +17,15 @@ from .files import whole_write
 
 INPUT_ERRORS = ("ValueError", "TypeError", "OSError", "FileNotFoundError", "FileExistsError", "NotADirectoryError",
                 "IsADirectoryError", "PermissionError")
+
+
+class _WholeFiles(papermill.iorw.LocalHandler):
+    """Writes the executed notebook, which papermill saves again and again, each time whole."""
+
+    def write(self, buf, path):
+        """Write a notebook's JSON."""
+        with whole_write(path, "w", encoding="utf-8") as file:
+            file.write(buf)
 
 
 class InputError(Exception):
@@ -37,34 +47,37 @@ def run_notebook(output, parameters):
     Args:
         output: folder that gets walkthrough.ipynb, walkthrough.html, figures/*.png and what the notebook writes itself.
         parameters: values for the notebook's first cell.
-    Returns:
-        the executed notebook, as nbformat has it.
     Raises:
         InputError: In 0 or In 1 turned the settings or the data down.
         papermill.PapermillExecutionError: a later cell failed; the executed notebook holds its traceback.
+        OSError: the output cannot be written.
     """
     executed = Path(output) / "walkthrough.ipynb"
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this very environment, not a user-wide one
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     for name in ("asyncio", "papermill", "tornado", "traitlets"):  # what fails comes as an exception; Ctrl-C stays quiet
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    papermill.iorw.papermill_io.register(str(executed), _WholeFiles())
+    # papermill would fill in what stands in braces in a path
+    paths = [re.sub("[{}]", lambda brace: 2 * brace[0], str(path)) for path in (find_notebook(), executed)]
     with _epochs_printed(output):
         try:
-            papermill.execute_notebook(find_notebook(), executed, {**parameters, "output_folder": str(output)},
-                                       kernel_name="python3", cwd=str(Path.cwd()), progress_bar={"desc": "walkthrough"},
+            papermill.execute_notebook(*paths, {**parameters, "output_folder": str(output)}, kernel_name="python3",
+                                       cwd=str(Path.cwd()), progress_bar={"desc": "walkthrough"},
                                        extra_arguments=["--log-level=CRITICAL"])
-        except papermill.PapermillExecutionError as error:
-            if error.ename in INPUT_ERRORS and re.match(r"# In \[[01]\]", error.source):
+        except BaseException as error:
+            with suppress(Exception):  # what failed first is what counts
+                if executed.is_file():
+                    _save_pictures(executed)
+            failed = isinstance(error, papermill.PapermillExecutionError)
+            if failed and error.ename in INPUT_ERRORS and re.match(r"# In \[[01]\]", error.source):
                 raise InputError(error.evalue) from error
             raise
-        finally:
-            if executed.is_file():
-                notebook = _save_pictures(executed)
-    return notebook
+    _save_pictures(executed)
 
 
 def _save_pictures(executed):
-    """Write each figure as PNG, named by its cell, and the whole notebook as HTML; return it, tidied."""
+    """Write each figure as PNG, named by its cell, and the whole notebook, tidied, once more and as HTML."""
     notebook = nbformat.read(executed, 4)
     (executed.parent / "figures").mkdir(exist_ok=True)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
@@ -80,7 +93,6 @@ def _save_pictures(executed):
     html, _ = HTMLExporter().from_notebook_node(notebook)
     with whole_write(executed.with_suffix(".html"), "w", encoding="utf-8") as file:
         file.write(html)
-    return notebook
 
 
 def _merge_streams(outputs):
@@ -98,7 +110,7 @@ def _merge_streams(outputs):
 
 
 class _epochs_printed(threading.Thread):
-    """Print each epoch's row while it trains, from the CSV files that fastai's CSVLogger writes."""
+    """Print each epoch's row while it trains, from the CSV files that `Checkpoints` writes."""
 
     def __init__(self, output):
         super().__init__(daemon=True)

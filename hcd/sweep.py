@@ -1,6 +1,7 @@
 """One learning-rate range test per weight decay."""
 from dataclasses import asdict, dataclass
 
+from .checkpoint import split_digest
 from .learner import get_learner
 
 
@@ -25,16 +26,17 @@ def sweep_weight_decay(data, recipe, path=".", checkpoints=None):
 
     Source: In 17.
     """
-    curves = []
+    curves, call = [], {"split": split_digest(data)} if checkpoints else None
     for number, weight_decay in enumerate(recipe.sweep_weight_decays):
-        kept = checkpoints.load(f"sweep{number}", data) if checkpoints else None
+        kept = checkpoints.load(f"sweep{number}", call, data) if checkpoints else None
         if kept:
-            curves.append(Curve(**kept["curve"]))
+            with checkpoints.reading(f"sweep{number}"):
+                curves.append(Curve(**kept["curve"]))
             continue
         learner = get_learner(data, recipe, path)
         learner.lr_find(wd=weight_decay, num_it=recipe.sweep_iterations)
         recorder = learner.recorder
         curves.append(Curve(weight_decay, [float(lr) for lr in recorder.lrs], [float(loss) for loss in recorder.losses]))
         if checkpoints:
-            checkpoints.save(f"sweep{number}", data, curve=asdict(curves[-1]))
+            checkpoints.save(f"sweep{number}", call, data, curve=asdict(curves[-1]))
     return curves

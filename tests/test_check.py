@@ -295,7 +295,7 @@ def test_report_as_json_and_as_text(copy_of_sample):
     lines = report.text().encode("ascii").decode().split("\n")
     assert len(lines) == 1 + len(FINDINGS) + len(REMARKS) + 1
     assert lines[0] == f"{copy_of_sample}: label 0 36, label 1 24, test 12, files read 72"
-    assert [int(line[:9]) for line in lines[1:-1]] == [0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 2]
+    assert [int(line[:9]) for line in lines[1:-1]] == [0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0]
     assert "odd2" in lines[3] and "odd3" not in lines[3] and lines[3].endswith("and 2 more")
     assert lines[-1] == "5 finding(s)"
 

@@ -8,6 +8,7 @@ import torch
 from fastai.basic_train import LearnerCallback
 
 from hcd import Checkpoints, get_learner, make_databunch, predict, predict_tta, set_rng_seed, sweep_weight_decay
+from hcd.compat import load_tensors
 
 
 class PowerCut(Exception):
@@ -169,24 +170,71 @@ def test_another_split_or_length_is_refused(sample, small_recipe, split, tmp_pat
     other = make_databunch(sample, small_recipe, np.sort(split[0])[:15], num_workers=0, device="cpu")
     checkpoints = Checkpoints(tmp_path, small_recipe, sample, resume=True)
     learner = get_learner(other, small_recipe, tmp_path)
-    with refused(ValueError, "'stage1'", "split="):
+    with refused(ValueError, "stage1.pth", "split="):
         learner.fit_one_cycle(1, 1e-3, callbacks=[checkpoints.callback(learner, "stage1")])
     learner = get_learner(make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu"), small_recipe, tmp_path)
     with refused(ValueError, "epochs=1", "2"):
         learner.fit_one_cycle(2, 1e-3, callbacks=[checkpoints.callback(learner, "stage1")])
+    with refused(ValueError, "sweep0.pth", "split="):
+        sweep_weight_decay(other, small_recipe, tmp_path, checkpoints)
 
 
-def test_a_damaged_checkpoint_is_refused_and_runs_nothing(sample, small_recipe, tmp_path, refused):
+def test_averaged_passes_of_another_model_are_not_gone_on_with(databunch, sample, small_recipe, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(predict, "SECONDS_BETWEEN_SAVES", -1)
+    learner = get_learner(databunch, small_recipe, tmp_path)
+    predict_tta(learner, 2, progress=False, checkpoints=Checkpoints(tmp_path, small_recipe, sample))
+    with torch.no_grad():
+        learner.model[1][-1].bias[1] += 5
+    with refused(ValueError, "tta.pth", "weights="):
+        predict_tta(learner, 2, progress=False, checkpoints=Checkpoints(tmp_path, small_recipe, sample, resume=True))
+    with refused(ValueError, "tta.pth", "passes=2", "3"):
+        predict_tta(learner, 3, progress=False, checkpoints=Checkpoints(tmp_path, small_recipe, sample, resume=True))
+
+
+def test_a_kill_before_an_epochs_checkpoint_loses_no_row_of_its_history(sample, recipe, split, tmp_path, monkeypatch):
+    whole = play(sample, recipe, split, tmp_path / "whole")["history"]
+    save = Checkpoints.save
+
+    def save_all_but_the_last(self, name, *args, **content):
+        if content.get("epoch") == recipe.head_epochs:
+            raise PowerCut
+        save(self, name, *args, **content)
+
+    monkeypatch.setattr(Checkpoints, "save", save_all_but_the_last)
+    with pytest.raises(PowerCut):
+        play(sample, recipe, split, tmp_path / "cut")
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert play(sample, recipe, split, tmp_path / "cut", resume=True)["history"] == whole
+
+
+def test_a_damaged_checkpoint_is_refused(sample, small_recipe, tmp_path, refused):
+    """One that holds code is among the files of test_compat.py."""
     Checkpoints(tmp_path, small_recipe, sample)
     content = (tmp_path / "start.pth").read_bytes()
+    good = torch.load(tmp_path / "start.pth")
     (tmp_path / "start.pth").write_bytes(content[:len(content) // 2])
     with refused(ValueError, "start.pth", "cannot be loaded"):
         Checkpoints(tmp_path, small_recipe, sample, resume=True)
+    changes = [{"identity": None}, {"call": 3}, {"generators": None}, {"generators": {}},
+               *({"generators": {**good["generators"], name: "odd"}} for name in ("python", "numpy", "torch"))]
+    for odd in (torch.ones(2), [1], {}, {**good, "format": "hcd-checkpoint-9"}, *({**good, **change} for change in changes)):
+        torch.save(odd, tmp_path / "start.pth")
+        with refused(ValueError, "start.pth", "start a new run"):
+            Checkpoints(tmp_path, small_recipe, sample, resume=True)
+
+
+@pytest.mark.parametrize("change", [{"epoch": None}, {"epoch": 5}, {"model": {}}, {"opt": 3}, {"recorder": {}}, {"smoothed": 1},
+                                    {"scalers": None}], ids=str)
+def test_a_fit_does_not_go_on_from_an_odd_checkpoint(databunch, sample, small_recipe, tmp_path, refused, change):
+    learner = get_learner(databunch, small_recipe, tmp_path)
+    learner.fit_one_cycle(1, 1e-3, callbacks=[Checkpoints(tmp_path, small_recipe, sample).callback(learner, "stage1")])
+    torch.save({**load_tensors(tmp_path / "stage1.pth"), **change}, tmp_path / "stage1.pth")
+    with refused(ValueError, "stage1.pth", "start a new run"):
+        checkpoints = Checkpoints(tmp_path, small_recipe, sample, resume=True)
+        learner.fit_one_cycle(1, 1e-3, callbacks=[checkpoints.callback(learner, "stage1")])
 
 
 def test_the_best_epoch_so_far_is_kept(sample, small_recipe, split, tmp_path):
-    from hcd.compat import load_tensors
-
     recipe = replace(small_recipe, finetune_epochs=3)
     losses = play(sample, recipe, split, tmp_path)["history"][2][1]
     assert load_tensors(tmp_path / "stage2.pth")["best"] == {"epoch": int(np.argmin(losses)), "valid_loss": min(losses)}

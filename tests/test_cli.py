@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -39,11 +38,10 @@ def notebook(monkeypatch, tmp_path):
 
     def run_notebook(output, parameters):
         Notebook.calls.append((output, parameters))
-        (output / "walkthrough.ipynb").touch()
+        (output / "walkthrough.ipynb").write_text('{"cells": []}')
         if Notebook.error:
             raise Notebook.error
         (output / "metrics.json").write_text(json.dumps(METRICS))
-        return SimpleNamespace(cells=[])
 
     monkeypatch.setattr(cli, "run_notebook", run_notebook)
     monkeypatch.chdir(tmp_path)
@@ -249,11 +247,37 @@ def test_settings_that_the_notebook_turns_down(notebook, tmp_path, capfd):
 
 
 def test_cell_that_fails_later(notebook, tmp_path, capfd):
-    notebook.error = papermill.PapermillExecutionError(3, 7, "# In [19]\nlearner.fit()", "RuntimeError", "out of memory", ["..."])
+    notebook.error = papermill.PapermillExecutionError(3, 7, "# In [19]\nlearner.fit()", "RuntimeError", "out of\nmemory", ["..."])
     assert main(["run", "--output", "out"]) == 1
     err = capfd.readouterr().err
     assert err.startswith("hcd: In [19] failed with RuntimeError: out of memory;") and str(tmp_path / "out") in err
     assert err.count("\n") == 1
+
+
+def test_full_disk_says_how_to_go_on(notebook, capfd):
+    notebook.error = OSError(28, "walkthrough.ipynb cannot be written (No space left on device); free space")
+    assert main(["run", "--output", "my run"]) == 1
+    err = capfd.readouterr().err
+    assert "No space left on device" in err and err.endswith("go on with: hcd run --resume 'my run'\n") and err.count("\n") == 1
+
+
+def test_a_failed_run_has_its_warnings_and_fingerprint_on_record(notebook, sample, tmp_path):
+    notebook.error = DeadKernelError("Kernel died")
+    assert main(["run", "--data", str(sample.root), "--output", "out", "--no-pretrained"]) == 1
+    kept = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert kept["data_fingerprint"] == sample.fingerprint and kept["warnings"] == [] and not kept["finished"]
+
+
+def test_a_strangers_run_runs_nothing(notebook, tmp_path, capfd):
+    """papermill would write a parameter's name into the notebook as it is."""
+    notebook.error = KeyboardInterrupt()
+    main(["run", "--output", "out"])
+    capfd.readouterr()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    record["parameters"]["x = open('witness', 'w').close() #"] = 1
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    refused(capfd, ["run", "--resume", "out"], "run.json is no record of this hcd", "witness")
+    assert len(notebook.calls) == 1
 
 
 def test_killed_kernel_and_interrupt(notebook, capfd):
@@ -295,15 +319,40 @@ def test_resume_of_another_recipe_another_folder_or_none(notebook, sample, tmp_p
 
 
 def test_damaged_patch_stops_the_notebook_in_its_first_cell(copy_of_sample, tmp_path, capfd, monkeypatch):
-    """The one test here that starts a kernel."""
-    monkeypatch.chdir(tmp_path)
+    """The one test here that starts a kernel; papermill would look for a parameter named as what stands in braces."""
+    folder = tmp_path / "a {folder}"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     patch = sorted((copy_of_sample / "train").iterdir())[5]
     patch.write_bytes(b"not an image")
     assert main(["run", "--data", str(copy_of_sample), "--no-pretrained", "--arch", "squeezenet1_1", "--device", "cpu"]) == 2
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("hcd: 1 of 72 patches cannot be used: ")
     assert str(patch) in last and "cannot be decoded" in last
-    assert list((tmp_path / "outputs").iterdir()) == []
+    assert list((folder / "outputs").iterdir()) == []
+
+
+def test_check_exits_by_what_it_finds_and_prints_json(copy_of_sample, tmp_path, capfd):
+    assert main(["check", str(copy_of_sample)]) == 0
+    assert capfd.readouterr().out.endswith("clean\n")
+    patch = next((copy_of_sample / "train").iterdir())
+    patch.write_bytes(patch.read_bytes()[:5000])
+    assert main(["check", str(copy_of_sample)]) == 1
+    out, _ = capfd.readouterr()
+    assert f"train/{patch.name}" in out and out.endswith("1 finding(s)\n")
+    assert main(["check", "--json", str(copy_of_sample)]) == 1
+    report = json.loads(capfd.readouterr().out)
+    assert report["clean"] is False and [name.split(":")[0] for name in report["findings"]["unreadable"]] == [f"train/{patch.name}"]
+    assert refused(capfd, ["check", tmp_path / "nowhere"], "holds no part of a data set") == ""
+
+
+def test_check_reads_files_and_says_so_of_a_pack(copy_of_sample, capfd):
+    assert main(["pack", str(copy_of_sample)]) == main(["check", str(copy_of_sample)]) == 0
+    assert f"packed: `hcd pack {copy_of_sample}` proves its patches" in capfd.readouterr().out
+    for folder in ("train", "test"):
+        shutil.rmtree(copy_of_sample / folder)
+    refused(capfd, ["check", copy_of_sample], "no files to check", f"hcd pack {copy_of_sample}")
+    assert main(["pack", str(copy_of_sample)]) == 0
 
 
 def test_pack_prints_where_how_large_and_how_long(copy_of_sample, capfd):

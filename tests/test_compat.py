@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import warnings
@@ -223,7 +224,8 @@ FORMS = [(name, form) for name in attempts("") for form in ("zip", "legacy", "pi
 
 
 @pytest.mark.parametrize("name, form", [*FORMS, ("TorchScript", "zip")])
-def test_a_file_that_holds_code_runs_nothing(databunch, tmp_path, refused, monkeypatch, name, form):
+def test_a_file_that_holds_code_runs_nothing(databunch, sample, tmp_path, refused, monkeypatch, name, form):
+    """Handed to Learner.load, to the cache of pretrained weights and to a resumed run; model folders are in test_export.py."""
     witness, path = tmp_path / "witness", tmp_path / "models" / "a.pth"
     path.parent.mkdir()
     if name == "TorchScript":
@@ -243,6 +245,9 @@ def test_a_file_that_holds_code_runs_nothing(databunch, tmp_path, refused, monke
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
+    shutil.copy(path, tmp_path / "start.pth")
+    with refused(ValueError, tmp_path / "start.pth"):
+        hcd.Checkpoints(tmp_path, hcd.Recipe.sample(), sample, resume=True)
     path.rename(cache / "squeezenet1_1-b8a52dc0.pth")
     with refused(ValueError, cache):
         hcd.get_learner(databunch, hcd.Recipe.sample(arch="squeezenet1_1", pretrained=True), path=tmp_path)

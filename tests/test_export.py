@@ -272,7 +272,7 @@ def test_bytes_that_are_no_text(folder):
 def test_huge_card(folder):
     card = read_json(folder)
     write_json(folder, {**card, "limits": "x" * (1 << 20)})
-    refused(folder, "a card has at most 1048576")
+    refused(folder, "card.json has at most 1048576")
 
 
 def test_other_weights_than_the_card_names(folder):

@@ -51,6 +51,19 @@ def test_it_writes_bytes_and_text_and_leaves_nothing_beside(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
+def test_a_link_is_replaced_and_a_pipe_or_device_is_refused(tmp_path):
+    (tmp_path / "victim").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("victim")
+    write(tmp_path / "link", b"new")
+    assert (tmp_path / "victim").read_bytes() == b"old" and (tmp_path / "link").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):
+        with pytest.raises(OSError, match=f"{name} is a device or a pipe; name a file"):
+            write(tmp_path / name, b"new")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()
+
+
 def test_the_older_file_stays_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")

@@ -25,6 +25,8 @@ import hcd
 from hcd import cli, load_bundle, read_cropped_image, read_image, save_bundle
 from hcd.dataset import read_table
 from hcd.reader import MOST_BYTES, decode_image
+from hcd.record import start_record
+from hcd.runner import _WholeFiles
 from hcd.tiff import claimed_size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -391,7 +393,10 @@ def test_every_other_artefact_on_a_full_disk(disk, learner, sample, model, refus
         if cli.main(["predict", str(model), *map(str, sample.test_paths), "--csv", str(folder / "predictions.csv")]):
             raise OSError(28, capsys.readouterr().err.strip())
 
-    writers = {"submission.csv": submit, "metrics.json": lambda: hcd.write_json(folder / "metrics.json", {"losses": [0.5] * 2000}),
+    writers = {"walkthrough.ipynb": lambda: _WholeFiles().write("x" * 9000, folder / "walkthrough.ipynb"),
+               "run.json": lambda: start_record(folder, hcd.Recipe(), {}),
+               "checkpoints/start.pth": lambda: hcd.Checkpoints(folder / "checkpoints", hcd.Recipe(), sample), "submission.csv": submit,
+               "metrics.json": lambda: hcd.write_json(folder / "metrics.json", {"losses": [0.5] * 2000}),
                "predictions.csv": predict, "models/stage1.pth": lambda: learner.save("stage1")}
     try:
         monkeypatch.setattr(learner, "path", folder)

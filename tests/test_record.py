@@ -1,7 +1,7 @@
 """The record of a run, and what --resume makes of it."""
 import json
 import subprocess
-from types import SimpleNamespace
+import warnings
 
 import pytest
 
@@ -12,15 +12,20 @@ PARAMETERS = {"data_folder": "", "recipe_changes": {}, "num_workers": None, "dev
               "back_to_stage1": False}
 
 
-def notebook(*texts):
+WRONG = [{"num_workers": "lots"}, {"num_workers": -1}, {"num_workers": True}, {"device": 3}, {"data_folder": None},
+         {"remove_outliers": 1}, {"recipe_changes": {"batch_size": 16}}, {"recipe_changes": {"x = 1 #": 1}}, {"recipe_changes": []},
+         {"resume": True}, {"x = open('witness', 'w').close() #": 1}]
+
+
+def leave_notebook(folder, *texts):
     outputs = [{"name": name, "text": text} for name, text in texts]
-    return SimpleNamespace(cells=[SimpleNamespace(cell_type="markdown"), SimpleNamespace(cell_type="code", outputs=outputs)])
+    write_json(folder / "walkthrough.ipynb", {"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": outputs}]})
 
 
 def test_record_says_what_it_takes_to_run_again(tmp_path):
-    begun = record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
+    begun = record.start_record(tmp_path, Recipe.sample(), PARAMETERS, "abc")
     kept = json.loads((tmp_path / "run.json").read_text())
-    assert kept == json.loads(json.dumps(begun))
+    assert kept == json.loads(json.dumps(begun)) and kept["data_fingerprint"] == "abc"
     assert Recipe(**kept["recipe"]) == Recipe.sample() and kept["parameters"] == PARAMETERS
     assert {"python", "torch", "fastai", "opencv"} <= set(kept["versions"]) and kept["machine"]["cores"] >= 1
     assert kept["finished"] is None and len(kept["started"]) == 1
@@ -44,14 +49,34 @@ def test_git_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
     assert record._git_commit() is None
 
 
-def test_close_keeps_every_warning_and_nothing_else(tmp_path):
+def test_the_end_keeps_every_warning_and_nothing_else(tmp_path):
     begun = record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
-    shown = notebook(("stderr", "progress\n/a.py:3: UserWarning: odd\n  source line\n"), ("stdout", "FakeWarning: no"),
-                     ("stderr", "x.py:1: DeprecationWarning: old\n"))
-    record.close_record(tmp_path, begun, {"data_fingerprint": "abc"}, shown)
+    leave_notebook(tmp_path, ("stderr", "progress\n/a.py:3: UserWarning: odd\n  source line\n"), ("stdout", "FakeWarning: no"),
+                   ("stderr", ["x.py:1: DeprecationWarning:\n", "old\nand long\n", " 40%|####    | 2/5\n", "y.py:2: UserWarning: new\n"]))
+    record.note_end(tmp_path, begun, ["z.py:9: UserWarning: of the command"], {"data_fingerprint": "abc"})
     kept = json.loads((tmp_path / "run.json").read_text())
-    assert kept["warnings"] == ["/a.py:3: UserWarning: odd", "x.py:1: DeprecationWarning: old"]
+    assert kept["warnings"] == ["z.py:9: UserWarning: of the command", "/a.py:3: UserWarning: odd",
+                                "x.py:1: DeprecationWarning:\nold\nand long", "y.py:2: UserWarning: new"]
     assert kept["data_fingerprint"] == "abc" and kept["finished"] and kept["started"] == begun["started"]
+
+
+def test_warnings_of_failed_and_of_killed_attempts_are_kept_once(tmp_path):
+    begun = record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
+    leave_notebook(tmp_path, ("stderr", "a.py:1: UserWarning: first\n"))
+    record.note_end(tmp_path, begun, [])  # failed
+    resumed = record.resume_record(tmp_path, {})
+    assert resumed["warnings"] == ["a.py:1: UserWarning: first"] and not resumed["finished"]
+    leave_notebook(tmp_path, ("stderr", "a.py:1: UserWarning: second\n"))  # and killed
+    assert record.resume_record(tmp_path, {})["warnings"] == ["a.py:1: UserWarning: first", "a.py:1: UserWarning: second"]
+    for damaged in ("{", "[]", '{"cells": [1]}', "[" * 100_000):
+        (tmp_path / "walkthrough.ipynb").write_text(damaged)
+        assert "cannot be read" in record.shown_warnings(tmp_path / "walkthrough.ipynb")[0]
+
+
+def test_warnings_of_this_process_are_noted_and_shown():
+    with pytest.warns(UserWarning, match="odd"), record.noted_warnings() as noted:
+        warnings.warn("odd", stacklevel=1)
+    assert len(noted) == 1 and noted[0].endswith(": UserWarning: odd")
 
 
 def test_resume_notes_the_time_and_takes_equal_values(tmp_path):
@@ -74,12 +99,22 @@ def test_no_record_and_damaged_ones(tmp_path, refused):
     with refused(FileNotFoundError, "run.json is missing"):
         record.resume_record(tmp_path, {})
     good = record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
-    for damaged in ({**good, "format": "hcd-run-9"}, {**good, "recipe": {"bogus": 1}}, {**good, "recipe": 3}, [], {},
-                    {**good, "recipe": {**good["recipe"], "batch_size": "many"}}, {**good, "parameters": None},
-                    {**good, "started": None}):
+    recipe, missing = good["recipe"], dict(PARAMETERS)
+    del missing["device"]
+    changes = [{"format": "hcd-run-9"}, {"recipe": {"bogus": 1}}, {"recipe": 3}, {"recipe": {**recipe, "batch_size": "many"}},
+               {"recipe": {**recipe, "mean": [0.5] * 100_000}}, {"recipe": {**recipe, "batch_size": 16}}, {"parameters": None},
+               {"parameters": []}, {"parameters": missing}, {"started": None}, {"started": "then"}, {"warnings": [3]},
+               {"finished": 7}, *({"parameters": {**PARAMETERS, **wrong}} for wrong in WRONG)]
+    for damaged in ([], {}, 3, *({**good, **change} for change in changes)):
         write_json(tmp_path / "run.json", damaged)
-        with refused(ValueError, "run.json is no record"):
+        with refused(ValueError, "run.json is no record") as caught:
             record.resume_record(tmp_path, {})
-    (tmp_path / "run.json").write_text("{")
-    with refused(ValueError, "run.json is no record"):
+        assert len(str(caught.value)) < 600
+    for text in ("{", "[" * 100_000, json.dumps(good).replace("0.5", "NaN")):
+        (tmp_path / "run.json").write_text(text)
+        with refused(ValueError, "run.json is no JSON"):
+            record.resume_record(tmp_path, {})
+    with open(tmp_path / "run.json", "wb") as file:
+        file.truncate(record.MOST_BYTES + 1)
+    with refused(ValueError, "run.json has at most"):
         record.resume_record(tmp_path, {})
