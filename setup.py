@@ -29,13 +29,14 @@ setup(
         "pandas>=2.1",
         "scikit-learn>=1.3",
         "matplotlib>=3.8",
+        "pillow>=10.0",
         "tqdm>=4.65",
         "safetensors>=0.4.3",
-        "papermill>=2.5",
+        "papermill>=2.6",  # 2.5 passes today's traitlets what they no longer take
         "nbclient>=0.8",
-        "nbconvert>=7.8",
+        "nbconvert>=7.16.5",  # older ones break with mistune 3.1
         "nbformat>=5.9",
         "ipykernel>=6.25",
     ],
-    extras_require={"test": ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6"]},
+    extras_require={"test": ["pytest>=7.4", "hypothesis>=6.90", "psutil>=5.9", "ruff>=0.6"]},
 )

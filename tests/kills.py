@@ -85,12 +85,13 @@ def finish(folder, name):
     return results(folder / name), time.perf_counter() - begin
 
 
-def start(folder, name):
-    """Start a run, or resume one that has left a record."""
+def start(folder, name, **options):
+    """Start a run, or resume one that has left a record; options are those of Popen."""
     where = ["--resume", str(folder / name)] if (folder / name / "run.json").is_file() else ["--output", str(folder / name)]
     command = [sys.executable, "-m", "hcd.cli", "run", "--data", str(folder / "data"), *where, *RECIPE]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # so little work is not worth two threads
-    return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            **options)
 
 
 def require_done(run, output):

@@ -1,11 +1,17 @@
-"""Whole runs killed with SIGKILL end with the bits of one that was never stopped, and so does a second run."""
+"""Whole runs killed with SIGKILL end with the bits of one that was never stopped, and so does a second run; Ctrl-C stops a run."""
 import json
+import os
+import signal
 import sys
+import time
 
 import kills
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
+
+import hcd
 
 
 @pytest.fixture
@@ -35,3 +41,22 @@ def test_killed_runs_and_a_second_run_end_with_the_same_bits(capsys):
     assert kills.main(["--kills", "2"]) == 0
     first, *others = capsys.readouterr().out.splitlines()
     assert others and all(line.endswith("the same bits") for line in (first, *others))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="needs SIGINT to a process group")
+def test_ctrl_c_stops_a_run_whole_and_says_how_to_go_on(tmp_path):
+    hcd.make_sample(tmp_path / "data", train=80, test=16)
+    run = kills.start(tmp_path, "run", start_new_session=True)  # a terminal's Ctrl-C goes to the whole group too
+    end = time.monotonic() + 300
+    while not (tmp_path / "run/checkpoints/stage1.pth").exists() and run.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    family = psutil.Process(run.pid).children(recursive=True)
+    os.killpg(run.pid, signal.SIGINT)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert output.splitlines()[-1] == f"hcd: stopped; go on with: hcd run --resume {os.path.relpath(tmp_path / 'run', kills.CHECKOUT)}"
+    assert family and not psutil.wait_procs(family, timeout=10)[1]
+    assert json.loads((tmp_path / "run/run.json").read_text())["finished"] is None
+    assert json.loads((tmp_path / "run/walkthrough.ipynb").read_text())["cells"]
+    kills.finish(tmp_path, "run")
