@@ -57,10 +57,11 @@ def resume_record(folder, changes):
     try:
         recipe = _check(record)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no record of this hcd ({shorten(str(error), 300)}); start a new run") from error
+        reason = shorten(ascii(str(error))[1:-1], 300)  # of a stranger's text
+        raise ValueError(f"{path} is no record of this hcd ({reason}); start a new run") from error
     if record["finished"]:
-        raise FileExistsError(f"{folder} holds a run that was finished at {record['finished']}, so there is nothing to resume; read its "
-                              "results or start a new run in another folder")
+        raise FileExistsError(f"{folder} holds a run that was finished at {shorten(ascii(record['finished']))}, so there is nothing to "
+                              "resume; read its results or start a new run in another folder")
     asked = replace(recipe, **changes)
     for field in fields(Recipe):
         was, value = getattr(recipe, field.name), getattr(asked, field.name)

@@ -59,7 +59,7 @@ def test_a_thousand_damaged_files_are_read_correctly_or_refused():
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert set(found) == {"tiff", "image", "csv", "card", "safetensors", "save"}
+    assert set(found) == {"tiff", "image", "csv", "card", "safetensors", "save", "record"}
     assert sum(row["inputs"] for row in found.values()) >= 60 and not any(row["failed"] for row in found.values())
     assert sum(row["read"] for row in found.values()) and sum(row["refused"] for row in found.values())
 

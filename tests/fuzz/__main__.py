@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-SHARES = {"tiff": 0.4, "image": 0.15, "csv": 0.15, "card": 0.15, "safetensors": 0.1, "save": 0.05}
+SHARES = {"tiff": 0.4, "image": 0.15, "csv": 0.15, "card": 0.11, "safetensors": 0.1, "save": 0.05, "record": 0.04}
 GIB = 1 << 30
 SCARCE = rb"^(?!.*\(0 elements).*(nsufficient memory|out of memory|no space|alloc).*$"  # what native libraries say of too little memory
 

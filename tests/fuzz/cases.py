@@ -1,4 +1,5 @@
 """One damaged input, handed to the public functions; what comes of it is judged by another reader than ours."""
+import ast
 import contextlib
 import csv
 import io
@@ -12,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from papermill.translators import PythonTranslator
 from PIL import Image
 
 import hcd
 from hcd import cli
 from hcd.compat import Learner, load_tensors
 from hcd.dataset import read_table
+from hcd.record import resume_record
 
 from . import mutate
-from .seeds import make_model, seed_images, seed_saves, small_model
+from .seeds import make_model, make_record, seed_images, seed_saves, small_model
 
 REFUSALS = (ValueError, TypeError, OSError)  # FileNotFoundError is an OSError
 
@@ -48,6 +51,7 @@ class Cases:
         self.card, self.weights = ((self.model / name).read_bytes() for name in ("card.json", "model.safetensors"))
         self.bundle = hcd.load_bundle(self.model)
         self.saves = seed_saves()
+        self.record = make_record(self.folder / "run")
         self.whole = {path: path.read_bytes() for path in (self.patch, *self.data.glob("*.csv"), *self.model.iterdir())}
 
     def run(self, kind, rng_seed, number):
@@ -151,6 +155,16 @@ class Cases:
         export, _ = attempt(path, hcd.load_export, path)
         require(export == "refused", "unpickled without trust")
         return again
+
+    def try_record(self, rng):
+        (self.folder / "run" / "run.json").write_bytes(mutate.mutate_json(rng, self.record))
+        if rng.random() < 0.02:
+            return check_main(["run", "--resume", str(self.folder / "run"), "--batch-size", "7"], self.folder / "run")
+        outcome, record = attempt(self.folder / "run", resume_record, self.folder / "run", {})
+        for name, value in record["parameters"].items() if record else ():
+            line, = ast.parse(f"{name} = {PythonTranslator.translate(value)}").body  # as papermill writes it into the notebook
+            require(isinstance(line, ast.Assign) and line.targets[0].id == name and ast.literal_eval(line.value) == value, "code")
+        return outcome
 
 
 def attempt(place, function, *args, must_read=False):

@@ -13,6 +13,7 @@ import hcd
 from hcd.card import make_card
 from hcd.files import write_json
 from hcd.learner import build_model
+from hcd.record import start_record
 
 RECIPE = hcd.Recipe.sample(arch="squeezenet1_1")
 
@@ -81,6 +82,16 @@ def make_model(folder):
     (folder / "model.safetensors").write_bytes(weights)
     write_json(folder / "card.json", card)
     return folder
+
+
+def make_record(folder):
+    """Write the record of a run that has not ended and return its bytes."""
+    folder.mkdir()
+    changes = {"arch": "squeezenet1_1", "mean": [0.5, 0.25, 0.125]}
+    parameters = {"data_folder": "data", "recipe_changes": changes, "num_workers": 2, "device": "cpu", "remove_outliers": False,
+                  "back_to_stage1": True}
+    start_record(folder, hcd.Recipe(**changes), parameters, "ab12")
+    return (folder / "run.json").read_bytes()
 
 
 def small_model():
