@@ -2,6 +2,7 @@
 
 Everything is as slow and as simple as there: float64 pixels, one patch after the other, float32 networks.
 """
+import hashlib
 import os
 import random
 
@@ -44,6 +45,12 @@ def read_crop(path, augment=True):
     crop = crop + random.randint(-7, 7) / 100
     crop = crop * (1 + random.randint(-5, 5) / 100)
     return np.clip(crop, 0, 1)
+
+
+def wrong_names(root):
+    """Return the files of a folder whose names are not the SHA-1 of their pixels, one file after the other."""
+    files = [os.path.join(root, part, name) for part in ("train", "test") for name in os.listdir(os.path.join(root, part))]
+    return [file for file in files if hashlib.sha1(read_rgb(file)).hexdigest() + ".tif" != os.path.basename(file)]
 
 
 def channel_statistics(paths):
