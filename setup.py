@@ -25,7 +25,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
-        "opencv-python>=4.10,<5",  # 5 changed warpAffine
+        "opencv-python>=4.10.0.84,<5",  # 5 changed warpAffine
         "pandas>=2.1",
         "scikit-learn>=1.3",
         "matplotlib>=3.8",
