@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -603,6 +604,35 @@ def test_hcd_alone_leaves_the_settings_that_fastai_and_the_other_libraries_leave
     alone = json.loads(line)
     for name, value in beside.before.items():
         assert alone[name] == value, name
+
+
+TERMINAL = """
+import hcd
+recipe = hcd.Recipe.sample(arch="squeezenet1_1", batch_size=8)
+hcd.make_sample("data", train=24, test=4)
+dataset = hcd.open_dataset("data")
+train_idx, valid_idx = hcd.stratified_split(dataset.labels["label"], recipe.valid_fraction, recipe.rng_seed)
+data = hcd.make_databunch(dataset, recipe, valid_idx, num_workers=0)
+learner = hcd.get_learner(data, recipe)
+learner.fit_one_cycle(1, recipe.head_max_lr, wd=recipe.weight_decay)
+learner.lr_find(num_it=3)
+learner.save("stage1")
+learner.load("stage1")
+score = hcd.score_predictions(*learner.get_preds())
+hcd.write_submission("submission.csv", dataset, learner, hcd.predict_tta(learner, 2))
+hcd.save_bundle(learner, "model", {"validation AUC": score.auc})
+"""
+
+
+def test_in_a_terminal_fastai_prints_its_table_and_nothing_warns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(hcd.__file__).parents[1]))
+    printed, errors = run_python(TERMINAL)
+    table = printed.index("epoch     train_loss  valid_loss  accuracy  time    ")
+    rows = [line for line in printed[table:] if re.match(r"\d", line)]
+    assert re.fullmatch(r"0 +\d+\.\d{6} +\d+\.\d{6} +[01]\.\d{6} +\d\d:\d\d +", rows[0]), rows
+    assert "Warning" not in errors, errors
+    assert all(os.path.isfile(name) for name in ("models/stage1.pth", "submission.csv", "model/card.json"))
 
 
 @pytest.mark.skipif(int(version("setuptools").split(".")[0]) < 67, reason="setuptools began to warn with 67")
