@@ -37,6 +37,7 @@ setup(
         "nbconvert>=7.16.5",  # older ones break with mistune 3.1
         "nbformat>=5.9",
         "ipykernel>=6.25",
+        "ipython>=7.23.1,<10",  # fastprogress 1.0 takes 10 for older than 6 and draws a terminal's bars in a notebook
     ],
     extras_require={"test": ["pytest>=7.4", "hypothesis>=6.90", "psutil>=5.9", "ruff>=0.6"]},
 )

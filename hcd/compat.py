@@ -1,6 +1,9 @@
 """What makes fastai 1.0.61 of 2020 run on today's versions; the only file that knows about versions.
 
-Nothing here changes another library: each piece is a class or function of its own that the rest of hcd uses.
+Nothing here changes another library: each piece is a class or function of its own that the rest of hcd uses, and names the version
+that needs it. Three more are held in setup.py: setuptools below 82, which has no pkg_resources any more (ModuleNotFoundError on
+`import fastai`); fastprogress below 1.1, which pulls in a web framework; IPython below 10, since fastprogress 1.0 compares versions as
+text, where "10" comes before "6.0.0", and would draw a terminal's bars in a notebook.
 """
 import gc
 import io
@@ -38,16 +41,19 @@ def load_tensors(file):
     Args:
         file: path, or file opened for reading, of a `torch.save`.
     Raises:
-        FileNotFoundError: no such file. ValueError: damaged, or holds more than tensors and numbers.
+        FileNotFoundError: no such file. OSError: it cannot be read. ValueError: damaged, or holds more than tensors and numbers.
     """
     try:
-        with torch.serialization.safe_globals(OPTIMISER_TYPES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickle protocols, where a damaged file is about to be refused
-            # of a file on disk, torch would ask for whatever length damaged bytes claim; of bytes in memory, for no more than there are
-            source = file if hasattr(file, "read") else io.BytesIO(Path(file).read_bytes())
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError):
+        # of a file on disk, torch would ask for whatever length damaged bytes claim; of bytes in memory, for no more than there are
+        content = file.read() if hasattr(file, "read") else Path(file).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise FileNotFoundError(f"{file} does not exist or is no file; save the model first or name another file") from None
+    try:
+        with torch.serialization.safe_globals(OPTIMISER_TYPES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols than torch's own, whether it can read them or not
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:  # says nothing about the file
+        raise
     except Exception as error:  # torch's unpickler lets a dozen kinds out of damaged bytes, from IndexError to struct.error
         reason = str(error)
         for torch_advice in ("trusted source.", "WeightsUnpickler error:"):
@@ -59,6 +65,8 @@ def load_tensors(file):
 
 class Learner(fastai.basic_train.Learner):
     """fastai's Learner, saving whole files and loading them under torch >= 2.6's weights_only=True.
+
+    There fastai's own `load` raises UnpicklingError after a fit, and so does its `lr_find`, which ends by loading a temporary save.
 
     CHANGED C2: fastai's `load` swallows a failed restore of the optimiser state; this one raises.
     """
@@ -82,7 +90,7 @@ class Learner(fastai.basic_train.Learner):
 
         Raises:
             FileNotFoundError: no such file. ValueError: damaged file, weights of another model, or an optimiser state for
-                other layers.
+                other layers, found when the model has its weights already.
         """
         if purge or remove_module:
             raise ValueError("purge and remove_module are not supported by hcd's Learner.load; leave them False")
@@ -114,7 +122,7 @@ class Learner(fastai.basic_train.Learner):
 
 
 def load_trusted_export(path):
-    """Rebuild a learner from fastai's `Learner.export`, as fastai's `load_learner`, which torch >= 2.6 breaks.
+    """Rebuild a learner from fastai's `Learner.export`, as fastai's `load_learner`, which raises UnpicklingError since torch 2.6.
 
     A full unpickle RUNS CODE in the file. Only `export.load_export` calls this, and only when told to trust the file.
     """
@@ -122,7 +130,7 @@ def load_trusted_export(path):
     model, source = state.pop("model"), fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data"))
     callbacks, kind = state.pop("cb_state"), state.pop("cls")
     data = source.databunch(device="cpu", num_workers=0, pin_memory=False)
-    data.single_dl.dl.pin_memory = False  # fastai passes the option on to every loader but this one, and torch warns
+    data.single_dl.dl.pin_memory = False  # fastai passes the option on to every loader but this one, and torch >= 2.7 warns
     learner = kind(data, model, **state)
     learner.callback_fns = state["callback_fns"]
     learner.callbacks = [fastai.basic_train.load_callback(kind, kept, learner) for kind, kept in callbacks.items()]
@@ -130,7 +138,10 @@ def load_trusted_export(path):
 
 
 def silence_opencv():
-    """Keep OpenCV from printing lines of its own about damaged images; 4.10 has its switch in another place than 4.14."""
+    """Keep OpenCV from printing lines of its own about damaged images, such as "[ERROR:0@5.8] global loadsave.cpp:1409 imdecode_ ...".
+
+    4.5.5, 4.10 and 4.14 all do; 4.10 has the switch in another place than 4.14.
+    """
     if hasattr(cv2, "setLogLevel"):
         cv2.setLogLevel(0)
     else:
@@ -140,8 +151,8 @@ def silence_opencv():
 class DataLoader(torch.utils.data.DataLoader):
     """torch's DataLoader with all of today's keywords.
 
-    Importing fastai replaces torch's `DataLoader.__init__` by one without generator, persistent_workers and
-    prefetch_factor (TypeError: unexpected keyword argument).
+    Importing fastai replaces torch's `DataLoader.__init__` by one without generator (new in torch 1.6), persistent_workers and
+    prefetch_factor (1.7): TypeError, unexpected keyword argument.
     """
 
     def __init__(self, dataset, **kwargs):

@@ -15,8 +15,9 @@ import papermill
 import pytest
 import torch
 from nbclient.exceptions import DeadKernelError
+from PIL import Image
 
-from hcd import Recipe, cli, load_bundle, predict_image, save_bundle
+from hcd import Recipe, cli, load_bundle, predict_image, read_image, save_bundle
 from hcd.cli import main
 from hcd.runner import InputError
 
@@ -121,9 +122,12 @@ def test_images_that_are_no_patch(model, tmp_path, capfd, sample):
     (tmp_path / "text.tif").write_text("not an image")
     (tmp_path / "empty.tif").touch()
     (tmp_path / "half.tif").write_bytes(Path(good).read_bytes()[:9000])
+    Image.fromarray(read_image(good)).save(tmp_path / "loud.tif")  # tags first, so that OpenCV begins to decode and prints why it ends
+    os.truncate(tmp_path / "loud.tif", 9000)
     bad = {
         tmp_path / "nowhere.tif": "does not exist", tmp_path: "is no file", tmp_path / "text.tif": "cannot be decoded",
         tmp_path / "empty.tif": "(0 bytes) cannot be decoded", tmp_path / "half.tif": "half.tif",
+        tmp_path / "loud.tif": "(9000 bytes) cannot be decoded",
         write_image(tmp_path / "large.tif", np.zeros((100, 96, 3), np.uint8)): "is 96 x 100 px",
         write_image(tmp_path / "grey.tif", np.zeros((96, 96), np.uint8)): "has 1 channel(s) of uint8",
         write_image(tmp_path / "deep.tif", np.zeros((96, 96, 3), np.uint16)): "of uint16",

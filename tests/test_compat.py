@@ -6,12 +6,15 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from collections import OrderedDict
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -146,10 +149,11 @@ def test_c2_fastais_load_swallows_a_failed_restore_and_ours_raises(databunch, tm
     plain.create_opt(5e-2)
     plain.load("frozen")  # no word
     assert plain.opt.opt.param_groups[0]["lr"] != learner.opt.opt.param_groups[0]["lr"]
-    ours = make(hcd.Learner, databunch, tmp_path)
+    ours = make(hcd.Learner, databunch, tmp_path, rng_seed=1)
     ours.create_opt(5e-2)
     with refused(ValueError, tmp_path / "models" / "frozen.pth", "other trainable layers", "with_opt=False"):
         ours.load("frozen")
+    assert equal(weights(ours), weights(learner))  # in place by then
     assert equal(weights(ours.load("frozen", with_opt=False)), weights(learner))
     ours.freeze()
     ours.create_opt(5e-2)
@@ -170,6 +174,8 @@ def test_files_that_do_not_fit_are_refused(databunch, fitted, tmp_path, refused)
     (folder / "folder.pth").mkdir()
     with refused(FileNotFoundError, folder / "folder.pth", "is no file"):
         fitted.load("folder")
+    with refused(FileNotFoundError, folder / "weights.pth" / "a.pth", "is no file"):
+        fitted.load("weights.pth/a")
     for option in ("purge", "remove_module"):
         with refused(ValueError, option, "leave them False"):
             fitted.load("weights", **{option: True})
@@ -301,6 +307,44 @@ def test_damaged_files_are_refused_or_read_never_anything_else(fitted, tmp_path,
         path.write_bytes(cut)
         with refused(ValueError, path, "damaged"):
             compat.load_tensors(path)
+
+
+def test_damaged_lengths_ask_for_no_memory_that_the_file_has_not(tmp_path, refused):
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"\x80\x02X\xff\xff\xff\x7f")  # a text of 2 GiB
+    tracemalloc.start()
+    try:
+        with open(path, "rb") as file:
+            for source in (path, file):
+                with refused(ValueError, path, "damaged"):
+                    compat.load_tensors(source)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_another_pickle_protocol_loads_without_a_warning(fitted, tmp_path, refused):
+    path = tmp_path / "a.pth"
+    torch.save(weights(fitted), path, pickle_protocol=3)
+    with pytest.warns(UserWarning, match="pickle protocol 3"):
+        torch.load(path, weights_only=True)
+    assert equal(compat.load_tensors(path), weights(fitted))
+    torch.save(weights(fitted), path, pickle_protocol=4)  # which torch's safe unpickler cannot read
+    with refused(ValueError, path, "Unsupported operand 149"):
+        compat.load_tensors(path)
+
+
+def test_only_what_damaged_bytes_raise_is_called_damage(fitted, monkeypatch, refused):
+    path = fitted.save("a", return_path=True)
+    for owner, name, error in ((Path, "read_bytes", OSError(5, "Input/output error")), (Path, "read_bytes", PermissionError(13, "no")),
+                               (Path, "read_bytes", MemoryError()), (torch, "load", MemoryError())):
+        with monkeypatch.context() as patch, pytest.raises(type(error)) as caught:
+            patch.setattr(owner, name, lambda *args, error=error, **kwargs: (_ for _ in ()).throw(error))
+            compat.load_tensors(path)
+        assert caught.value is error
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(22, "Invalid argument")))
+    with refused(ValueError, path, "Invalid argument", "damaged"):
+        compat.load_tensors(path)
 
 
 # an export, for those who trust it
@@ -565,6 +609,35 @@ def test_hcd_alone_leaves_the_settings_that_fastai_and_the_other_libraries_leave
     alone = json.loads(line)
     for name, value in beside.before.items():
         assert alone[name] == value, name
+
+
+TERMINAL = """
+import hcd
+recipe = hcd.Recipe.sample(arch="squeezenet1_1", batch_size=8)
+hcd.make_sample("data", train=24, test=4)
+dataset = hcd.open_dataset("data")
+train_idx, valid_idx = hcd.stratified_split(dataset.labels["label"], recipe.valid_fraction, recipe.rng_seed)
+data = hcd.make_databunch(dataset, recipe, valid_idx, num_workers=0)
+learner = hcd.get_learner(data, recipe)
+learner.fit_one_cycle(1, recipe.head_max_lr, wd=recipe.weight_decay)
+learner.lr_find(num_it=3)
+learner.save("stage1")
+learner.load("stage1")
+score = hcd.score_predictions(*learner.get_preds())
+hcd.write_submission("submission.csv", dataset, learner, hcd.predict_tta(learner, 2))
+hcd.save_bundle(learner, "model", {"validation AUC": score.auc})
+"""
+
+
+def test_in_a_terminal_fastai_prints_its_table_and_nothing_warns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(hcd.__file__).parents[1]))
+    printed, errors = run_python(TERMINAL)
+    table = printed.index("epoch     train_loss  valid_loss  accuracy  time    ")
+    rows = [line for line in printed[table:] if re.match(r"\d", line)]
+    assert re.fullmatch(r"0 +\d+\.\d{6} +\d+\.\d{6} +[01]\.\d{6} +\d\d:\d\d +", rows[0]), rows
+    assert "Warning" not in errors, errors
+    assert all(os.path.isfile(name) for name in ("models/stage1.pth", "submission.csv", "model/card.json"))
 
 
 @pytest.mark.skipif(int(version("setuptools").split(".")[0]) < 67, reason="setuptools began to warn with 67")

@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from hcd import load_bundle, open_dataset, predict_image
+from hcd import Recipe, load_bundle, open_dataset, predict_image
 from hcd.cli import main
 
 PICTURES = [3, 5, 6, 9, 15, 18, 19, 20, 21, 22, 24, 25, 26, 27, 32, 36, 38, 45]
@@ -33,6 +33,16 @@ def test_every_cell_ran_without_error_or_warning(run_folder):
         printed = "".join(output.get("text", "") for output in cell.outputs)
         assert "Warning" not in printed, printed
         assert "\r" not in printed
+
+
+@pytest.mark.parametrize("number, field", [(19, "head_epochs"), (25, "finetune_epochs")])
+def test_progress_ends_as_a_table_with_a_row_for_each_epoch(run_folder, number, field):
+    cell, = (cell for cell in nbformat.read(run_folder / "walkthrough.ipynb", 4).cells if cell.source.startswith(f"# In [{number}]\n"))
+    page = "".join(output.data.get("text/html", "") for output in cell.outputs if "data" in output)
+    rows = re.findall(r"<tr[^>]*>\s*<td>(.*?)</td>", page)
+    assert rows == [str(epoch) for epoch in range(getattr(Recipe.sample(), field))]
+    assert page.count("<td>") == 5 * len(rows)  # epoch, both losses, accuracy, time
+    assert "<progress" not in page
 
 
 def test_every_figure_is_a_png_of_its_own(run_folder):

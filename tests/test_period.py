@@ -3,6 +3,7 @@
 `period/record.json` was written on torch 1.4 by `period/record.py`, plain fastai calls that know nothing of hcd. Here the
 same made-up patches, weights and draws go through hcd's functions and the cells of the notebook.
 """
+import copy
 import io
 import json
 import random
@@ -55,11 +56,12 @@ def played(name, folder):
     """Play the walkthrough on one thread, quietly, in float64."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of a sum must not hang on the number of cores
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), period.float64_throughout():
-        warnings.filterwarnings("ignore", ".*libsixel")  # fastai, in a terminal
-        entries = play_walkthrough(name, folder)
-    torch.set_num_threads(threads)
-    return entries
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), period.float64_throughout():
+            warnings.filterwarnings("ignore", ".*libsixel")  # fastai, in a terminal
+            return play_walkthrough(name, folder)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def play_walkthrough(name, folder):
@@ -214,6 +216,43 @@ def check_entry(played, arch, name):
             drifts.append(f"{entry}: {text}")
     mine = [drift for drift in drifts if drift.startswith(f"{name}: ")]
     assert not mine, f"{mine[0]}; the first record of {arch} that drifted is {drifts[0]}"
+
+
+@pytest.fixture
+def copied():
+    """The small architecture's record itself, to be changed."""
+    return copy.deepcopy({**RECORD["data"], **RECORD["small"]})
+
+
+def test_the_record_passes_the_comparison_and_so_does_what_is_within_the_tolerance(copied):
+    copied["stage1_losses"][5] *= 1 + 9e-9
+    for entry in entry_names("small"):
+        check_entry(copied, "small", entry)
+
+
+@pytest.mark.parametrize("name, change, text", [
+    ("stage1_losses", "[5] *= 1 + 3e-8", "relative 3.0e-08, absolute "),
+    ("stage1_lrs", "[5] *= 1 + 1e-15", "relative "),  # of what must be equal the last digit counts
+    ("gradcam_maps", "[2][1][0] += 1", "relative 1.0e+00, absolute 1.0e+00, of the largest "),
+    ("split_2019_valid", "[3] += 1", "1 of 8 differ, first at 3: 39 became 40"),
+    ("stage2_confusion", "[1] = [0, 3]", "2 of 4 differ, first at 2: 2 became 0"),
+    ("augmented_sha1_seed_1", "[7] = 'other'", "1 of 12 differ, first at 7: '25d8ab20cb06023a25baa1d909917aa17a7cfed0' became 'other'"),
+    ("decoded_sha1", " = 'other'", "1 of 1 differ, first at 0: '087ce8df6f0a38e2c27072bf662e6aa5b6c1c025' became 'other'"),
+    ("too_dark", ".clear()", "shape (1,) became (0,)"),
+    ("stage2_group_lrs", "[1].pop()", "shape (16, 3) became (16, (3,), (2,), "),
+])
+def test_one_changed_value_is_named_with_its_amount(copied, name, change, text):
+    exec(f"copied[name]{change}")
+    last, found = "exported_probabilities", {}
+    copied[last][0][0] *= 1 + 1e-6
+    for entry in entry_names("small"):
+        try:
+            check_entry(copied, "small", entry)
+        except AssertionError as error:
+            found[entry] = str(error).splitlines()[0]
+    assert list(found) == [name, last]
+    assert found[name].startswith(f"{name}: {text}") and found[last].startswith(f"{last}: relative 1.0e-06, ")
+    assert all(f"; the first record of small that drifted is {name}: {text}" in message for message in found.values())
 
 
 @pytest.mark.parametrize("name", entry_names("small"))

@@ -521,17 +521,33 @@ def _short(value):
     return text if len(text) < 50 else text[:47] + "..."
 
 
+def _shape(value):
+    """Return the shape of nested lists, () of a single value; of ragged ones the length and the shape of every part."""
+    if not isinstance(value, list):
+        return ()
+    inner = [_shape(part) for part in value]
+    return (len(value), *(inner if len(set(inner)) != 1 else inner[0]))
+
+
+def _flat(value):
+    return [leaf for part in value for leaf in _flat(part)] if isinstance(value, list) else [value]
+
+
 def difference(name, want, have):
     """Compare one entry.
 
     Returns:
         (drifted, text): whether it breaks its tolerance, and the agreement in words.
     """
-    want_array, have_array = np.asarray(want), np.asarray(have)
     if want == have:
         return False, "equal"
-    if want_array.dtype.kind != "f" or want_array.shape != have_array.shape:
-        return True, f"{_short(want)} became {_short(have)}"
+    if _shape(want) != _shape(have):
+        return True, f"shape {_short(_shape(want))} became {_short(_shape(have))}"
+    want_array, have_array = np.asarray(_flat(want)), np.asarray(_flat(have))
+    if {want_array.dtype.kind, have_array.dtype.kind} != {"f"}:
+        pairs = list(enumerate(zip(_flat(want), _flat(have))))
+        (place, (old, new)), *others = [pair for pair in pairs if pair[1][0] != pair[1][1]]
+        return True, f"{1 + len(others)} of {len(pairs)} differ, first at {place}: {_short(old)} became {_short(new)}"
     gap = np.abs(want_array - have_array)
     absolute, relative = gap.max(), (gap / np.maximum(np.maximum(abs(want_array), abs(have_array)), 1e-300)).max()
     how, limit = tolerance(name)
