@@ -340,7 +340,6 @@ def test_a_generator_of_its_own_decides_the_order():
     assert order(1) == order(1) != order(2) and sorted(order(1)) == list(range(20))
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python >= 3.12, of torch's worker processes
 def test_persistent_workers_stay_between_passes():
     loader = compat.DataLoader(Numbers(), batch_size=7, num_workers=1, persistent_workers=True)
     passes = []
