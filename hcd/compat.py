@@ -148,6 +148,13 @@ class DataLoader(torch.utils.data.DataLoader):
         self.init_kwargs = kwargs  # fastai's DeviceDataLoader.new builds copies from these
         fastai.basic_data.old_dl_init(self, dataset, **kwargs)
 
+    def __iter__(self):
+        """Begin a pass, with new workers where one of those that persist has died; torch would wait for the dead in every pass."""
+        if self._iterator is not None and not all(worker.is_alive() for worker in self._iterator._workers):
+            self._iterator._shutdown_workers()
+            self._iterator = None
+        return super().__iter__()
+
 
 def find_arch(arch):
     """Return the model builder for a torchvision model's name, or `arch` itself when it is a callable.
