@@ -121,7 +121,7 @@ def load_trusted_export(path):
     state = torch.load(path, map_location="cpu", weights_only=False)
     model, source = state.pop("model"), fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data"))
     callbacks, kind = state.pop("cb_state"), state.pop("cls")
-    data = source.databunch(device="cpu", num_workers=0, pin_memory=False)
+    data = source.databunch(device=torch.device("cpu"), num_workers=0, pin_memory=False)
     data.single_dl.dl.pin_memory = False  # fastai passes the option on to every loader but this one, and torch warns
     learner = kind(data, model, **state)
     learner.callback_fns = state["callback_fns"]
