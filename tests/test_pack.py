@@ -488,6 +488,15 @@ def test_two_at_once_do_not_meet(copy_of_sample, refused):
     assert pack_dataset(copy_of_sample, progress=False).new
 
 
+@pytest.mark.parametrize("number", {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}, ids=os.strerror)
+def test_a_file_system_without_locks_takes_a_pack(copy_of_sample, monkeypatch, number):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", fail)
+    assert pack_dataset(copy_of_sample, progress=False).new
+
+
 SLOWLY = """
 import sys, time
 from hcd import packer
