@@ -29,14 +29,6 @@ from hcd.reader import read_cropped_image, read_image, read_patch
 ROW = 96 * 96 * 3
 
 
-@pytest.fixture(scope="module")
-def packed_root(sample, tmp_path_factory):
-    """A packed copy of `sample`; read it only."""
-    root = shutil.copytree(sample.root, tmp_path_factory.mktemp("packed") / "data")
-    pack_dataset(root, progress=False)
-    return root
-
-
 @pytest.fixture
 def root(packed_root, tmp_path):
     """A packed data set for one test to damage."""
