@@ -129,7 +129,7 @@ def load_trusted_export(path):
     state = torch.load(path, map_location="cpu", weights_only=False)
     model, source = state.pop("model"), fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data"))
     callbacks, kind = state.pop("cb_state"), state.pop("cls")
-    data = source.databunch(device="cpu", num_workers=0, pin_memory=False)
+    data = source.databunch(device=torch.device("cpu"), num_workers=0, pin_memory=False)
     data.single_dl.dl.pin_memory = False  # fastai passes the option on to every loader but this one, and torch >= 2.7 warns
     learner = kind(data, model, **state)
     learner.callback_fns = state["callback_fns"]
@@ -158,6 +158,13 @@ class DataLoader(torch.utils.data.DataLoader):
     def __init__(self, dataset, **kwargs):
         self.init_kwargs = kwargs  # fastai's DeviceDataLoader.new builds copies from these
         fastai.basic_data.old_dl_init(self, dataset, **kwargs)
+
+    def __iter__(self):
+        """Begin a pass, with new workers where one of those that persist has died; torch would wait for the dead in every pass."""
+        if self._iterator is not None and not all(worker.is_alive() for worker in self._iterator._workers):
+            self._iterator._shutdown_workers()
+            self._iterator = None
+        return super().__iter__()
 
 
 def find_arch(arch):

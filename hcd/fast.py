@@ -19,6 +19,10 @@ class FastModel(nn.Sequential):
             logits = super().forward(images.contiguous(memory_format=torch.channels_last))
         return logits.float()
 
+    def __getitem__(self, place):
+        """Return a layer, or of a slice a plain Sequential of the same layers, which computes in float32."""
+        return nn.Sequential(*self.children())[place]
+
 
 class LossScaler(LearnerCallback):
     """Scale the loss so that float16 gradients do not vanish, and leave out the steps whose gradients overflow."""
@@ -27,7 +31,11 @@ class LossScaler(LearnerCallback):
 
     def __init__(self, learn):
         super().__init__(learn)
-        self.scaler = torch.amp.GradScaler(learn.data.device.type)
+        self.reset()
+
+    def reset(self):
+        """Begin with a fresh scale; fastai calls it after `lr_find`, whose last rates make gradients overflow and the scale collapse."""
+        self.scaler = torch.amp.GradScaler(self.learn.data.device.type)
 
     def on_backward_begin(self, last_loss, **kwargs):
         """Hand fastai the scaled loss."""
@@ -42,7 +50,8 @@ class LossScaler(LearnerCallback):
 
 def low_precision(device):
     """Return the 16-bit type that a device computes in: bfloat16, which needs no scaling, or float16 on a GPU without it."""
-    if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)):
-        return torch.bfloat16
-    return torch.float16
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # torch answers for the current one of several
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
 

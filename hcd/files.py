@@ -1,4 +1,5 @@
 """Whole writes: a file is there in full or not at all."""
+import errno
 import json
 import math
 import os
@@ -11,6 +12,8 @@ try:
     import fcntl
 except ImportError:  # Windows has none, and there a run's folder is not locked
     fcntl = None
+
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}  # of a file system that has none, as some network disks
 
 
 @contextmanager
@@ -103,7 +106,7 @@ def _lock(folder, hold):
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     for attempt in range(50):
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(descriptor, "lockf")
             break
         except OSError as error:
             if attempt == 49:
@@ -112,6 +115,20 @@ def _lock(folder, hold):
             time.sleep(0.1)
     if not hold:
         os.close(descriptor)  # which unlocks
+
+
+def take_lock(file, kind):
+    """Lock a file by fcntl's "flock" or "lockf"; where there are no locks, one run at a time is up to its user.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
+    try:
+        if fcntl:
+            getattr(fcntl, kind)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def writable_folder(path):

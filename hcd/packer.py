@@ -12,15 +12,10 @@ from threading import Lock
 import numpy as np
 
 from .dataset import TABLES, id_array, open_dataset, verify_patches
-from .files import whole_write, writable_folder, write_json
+from .files import take_lock, whole_write, writable_folder, write_json
 from .pack import FOLDER, HASHES, HEADER, IDS, INDEX, PATCHES, PackedFolder, array_header, array_shapes, index_digest, new_index
 from .reader import map_patches, read_patch
 from .recipe import Recipe
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; one run at a time is up to its user there
-    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -198,8 +193,7 @@ def _write_all(file, content):
 def _lock(file, part):
     """Let one process at a time pack a folder; a killed one leaves no lock behind."""
     try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(file, "flock")
     except BlockingIOError:
         raise BlockingIOError(f"{part} is being written by another `hcd pack`; let it finish first, then change nothing or run it "
                               "again") from None

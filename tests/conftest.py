@@ -64,6 +64,14 @@ def sample(tmp_path_factory):
     return hcd.make_sample(tmp_path_factory.mktemp("sample") / "data", train=60, test=12)
 
 
+@pytest.fixture(scope="session")
+def packed_root(sample, tmp_path_factory):
+    """A packed copy of `sample`; read it only."""
+    root = shutil.copytree(sample.root, tmp_path_factory.mktemp("packed") / "data")
+    hcd.pack_dataset(root, progress=False)
+    return root
+
+
 @pytest.fixture
 def copy_of_sample(sample, tmp_path):
     """Folder of a data set equal to `sample`, for one test to damage."""

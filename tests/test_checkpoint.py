@@ -7,8 +7,11 @@ import pytest
 import torch
 from fastai.basic_train import LearnerCallback
 
+import hcd
 from hcd import Checkpoints, get_learner, make_databunch, predict, predict_tta, set_rng_seed, sweep_weight_decay
 from hcd.compat import load_tensors
+
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
 class PowerCut(Exception):
@@ -30,10 +33,10 @@ class CutAfter(LearnerCallback):
             raise PowerCut
 
 
-def play(sample, recipe, split, folder, resume=False, cut=None, cut_in=None):
+def play(sample, recipe, split, folder, resume=False, cut=None, cut_in=None, device="cpu"):
     """Sweep, train in two stages and average passes; the interruption comes after `cut` batches of step `cut_in`."""
     set_rng_seed(recipe.rng_seed)
-    data = make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
+    data = make_databunch(sample, recipe, split[1], num_workers=0, device=device)
     checkpoints = Checkpoints(folder, recipe, sample, resume)
     curves = sweep_weight_decay(data, recipe, folder, checkpoints)
     if cut_in == "sweep":
@@ -53,11 +56,12 @@ def play(sample, recipe, split, folder, resume=False, cut=None, cut_in=None):
     weights = {name: value.clone() for name, value in learner.model.state_dict().items()}
     return {"curves": curves, "history": history, "answers": answers.tolist(), "next": random.random(),
             "torch": torch.rand(1).item(), "numpy": np.random.rand(), "passes": data.passes and data.passes.count,
-            "weights": weights, "opt": learner.opt.state_dict()}
+            "weights": weights, "opt": learner.opt.state_dict(), "learner": learner,
+            "scalers": [callback.scaler.state_dict() for callback in learner.callbacks if hasattr(callback, "scaler")]}
 
 
 def assert_equal(one, other):
-    for key in ("curves", "history", "answers", "next", "torch", "numpy", "passes"):
+    for key in ("curves", "history", "answers", "next", "torch", "numpy", "passes", "scalers"):
         assert one[key] == other[key], key
     assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
     for mine, theirs in zip(one["opt"]["state"].values(), other["opt"]["state"].values()):
@@ -82,12 +86,33 @@ def test_resumed_run_ends_with_the_same_bits(sample, recipe, split, tmp_path, wh
     assert_equal(play(sample, recipe, split, tmp_path, resume=True), whole)
 
 
-def test_a_fast_run_resumes_too(sample, small_recipe, split, tmp_path):
-    recipe = replace(small_recipe, fast=True, finetune_epochs=2, sweep_iterations=2)
-    whole = play(sample, recipe, split, tmp_path / "whole")
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("mode", ["plain", "fast", "float16"])
+def test_a_run_on_a_pack_on_every_device_and_in_every_mode(packed_root, small_recipe, split, tmp_path, monkeypatch, device, mode):
+    if mode == "float16":  # as on a GPU without bfloat16
+        for module in ("fast", "learner"):
+            monkeypatch.setattr(f"hcd.{module}.low_precision", lambda device: torch.float16)
+    packed = hcd.open_dataset(packed_root, packed=True)
+    recipe = replace(small_recipe, fast=mode != "plain", finetune_epochs=2, sweep_iterations=2, sweep_weight_decays=(1e-2,),
+                     crop_size=64)  # half the work, for float16 is slow on a CPU
+    whole = play(packed, recipe, split, tmp_path / "whole", device=device)
     with pytest.raises(PowerCut):
-        play(sample, recipe, split, tmp_path / "cut", cut=7, cut_in="stage2")
-    assert_equal(play(sample, recipe, split, tmp_path / "cut", resume=True), whole)
+        play(packed, recipe, split, tmp_path / "cut", cut=7, cut_in="stage2", device=device)
+    resumed = play(packed, recipe, split, tmp_path / "cut", resume=True, device=device)
+    if device == "cpu":
+        assert_equal(resumed, whole)
+    assert len(whole["scalers"]) == (mode == "float16")
+    shapes = []
+    for run in (whole, resumed):
+        learner = run["learner"]
+        batch, _ = learner.data.one_batch(denorm=False, cpu=False)
+        assert {value.device.type for value in (batch, *learner.model.parameters())} == {device}
+        heatmap, gray = hcd.get_heatmap(learner, 0)
+        prediction = hcd.predict_image(hcd.load_bundle(hcd.save_bundle(learner, tmp_path / "model")), packed.test_paths[0])
+        rows = [run["curves"][0].losses, *run["history"][0][:4], *run["history"][2][:4], *run["history"][2][5], *run["answers"], *heatmap]
+        assert all(np.isfinite(row).all() for row in rows) and 0 <= prediction.probability <= 1
+        shapes.append((list(map(len, rows)), gray.shape))
+    assert shapes[0] == shapes[1]
 
 
 def test_a_run_interrupted_twice_and_in_the_averaged_passes(sample, recipe, split, tmp_path, whole, monkeypatch):

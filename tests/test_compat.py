@@ -8,6 +8,7 @@ import pickle
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -389,7 +390,6 @@ def test_a_generator_of_its_own_decides_the_order():
     assert order(1) == order(1) != order(2) and sorted(order(1)) == list(range(20))
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python >= 3.12, of torch's worker processes
 def test_persistent_workers_stay_between_passes():
     loader = compat.DataLoader(Numbers(), batch_size=7, num_workers=1, persistent_workers=True)
     passes = []
@@ -397,6 +397,27 @@ def test_persistent_workers_stay_between_passes():
         seen = [y.tolist() for _, y in loader]
         passes.append((seen, loader._iterator._workers[0].pid))
     assert passes[0] == passes[1] and sum(passes[0][0], []) == list(range(20))
+    loader._iterator._shutdown_workers()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("amid", [False, True], ids=["between passes", "amid a pass"])
+def test_after_workers_have_died_a_pass_gives_everything(monkeypatch, stop, amid):
+    # torch raises from a signal handler, which could hit any line of this test; in its passes it finds out all the same
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_error_if_any_worker_fails", lambda: None)
+    loader = compat.DataLoader(Numbers(), batch_size=1, num_workers=2, persistent_workers=True, timeout=1)
+    assert len(list(loader)) == 20
+    workers = loader._iterator._workers
+    running = iter(loader) if amid else iter(())
+    next(running, None)
+    for worker in workers if stop == signal.SIGINT else workers[:1]:  # Ctrl-C in a notebook goes to all
+        os.kill(worker.pid, stop)
+        worker.join()
+    with contextlib.suppress(Exception):  # of many kinds, by what was under way
+        list(running)
+    for _ in range(2):
+        assert [n for _, y in loader for n in y.tolist()] == list(range(20))
+    assert not any(worker.is_alive() for worker in workers)  # nor is one that was left alive forgotten
     loader._iterator._shutdown_workers()
 
 

@@ -14,9 +14,6 @@ import hcd
 from hcd import Recipe, make_databunch, read_cropped_image, stratified_split
 from hcd.data import CroppedImageList, find_device
 
-FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python >= 3.12, of torch's worker processes
-
-
 # split
 
 @pytest.mark.parametrize("rng_seed", [0, 1, 77, 2 ** 32 - 1])
@@ -194,7 +191,6 @@ def test_show_batch_draws_denormalised_crops(plain):
     assert len(images) == 4 and all(np.abs(image - crop).max() < 1e-5 for image, crop in zip(images, crops))
 
 
-@FORK
 def test_two_workers_hand_out_the_same_patches_in_the_same_order_as_none(sample, split, plain, small_recipe):
     workers = make_databunch(sample, small_recipe.plain(), split[1], num_workers=2, device="cpu")
     assert workers.train_dl.num_workers == 2 and plain.train_dl.num_workers == 0
@@ -203,7 +199,6 @@ def test_two_workers_hand_out_the_same_patches_in_the_same_order_as_none(sample,
     assert len(read_all(workers.train_dl)[1]) == 40
 
 
-@FORK
 def test_two_workers_draw_afresh_each_pass_and_unlike_each_other(sample, split, small_recipe):
     one = sample.labels["id"][split[1][0]]
     twins = hcd.Dataset(sample.root, sample.labels, (one,) * 16, (one,) * 16)

@@ -1,11 +1,12 @@
 """Fast mode: the same weights and names, computed in 16 bits, close to float32; and the loss scaler of older GPUs."""
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from hcd import get_heatmap, get_learner, load_bundle, make_databunch, predict_tta, save_bundle, set_rng_seed
+from hcd import get_heatmap, get_learner, load_bundle, load_export, make_databunch, predict_tta, save_bundle, set_rng_seed
 from hcd.fast import FastModel, LossScaler, low_precision
 from hcd.learner import build_model
 
@@ -21,6 +22,13 @@ def pair(sample, small_recipe, split, tmp_path_factory):
     return [build(sample, replace(small_recipe, fast=fast), split, tmp_path_factory.mktemp("pair")) for fast in (False, True)]
 
 
+@pytest.fixture
+def float16(monkeypatch):
+    """Compute in float16 with a scaled loss, as on a GPU without bfloat16."""
+    monkeypatch.setattr("hcd.fast.low_precision", lambda device: torch.float16)
+    monkeypatch.setattr("hcd.learner.low_precision", lambda device: torch.float16)
+
+
 def test_same_weights_under_the_same_names(pair):
     plain, fast = (learner.model.state_dict() for learner in pair)
     assert list(plain) == list(fast) and all(torch.equal(value, fast[name]) for name, value in plain.items())
@@ -33,11 +41,20 @@ def test_it_computes_in_16_bits_and_channels_last_and_answers_in_float32(pair):
     seen = []
     convolution = next(layer for layer in pair[1].model.modules() if isinstance(layer, torch.nn.Conv2d))
     hook = convolution.register_forward_hook(lambda layer, taken, given: seen.append((taken[0], given)))
-    logits = pair[1].model(torch.zeros(2, 3, 90, 90))
+    logits = pair[1].model.eval()(torch.zeros(2, 3, 90, 90))  # else its batch norms would remember the zeros
     hook.remove()
     assert logits.dtype == torch.float32 and seen[0][1].dtype == torch.bfloat16
     assert seen[0][0].is_contiguous(memory_format=torch.channels_last)
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last) and convolution.weight.dtype == torch.float32
+
+
+def test_a_part_of_it_is_a_plain_model_of_the_same_layers(pair):
+    model = pair[1].model.eval()
+    assert model[1] is list(model.children())[1]
+    for part, names in ((model[:1], ["0"]), (model[1:], ["1"]), (model[:], ["0", "1"])):
+        assert type(part) is torch.nn.Sequential and dict(part.named_children()) == {name: model[int(name)] for name in names}
+    images = torch.zeros(2, 3, 90, 90)
+    assert torch.equal(model[1:](model[:1](images)), model[:](images))
 
 
 def test_predictions_are_close_to_float32(pair):
@@ -81,23 +98,32 @@ def test_heatmaps_come_in_float32(pair):
     assert heatmap.dtype == np.float32 and np.isfinite(heatmap).all() and gray.shape == (90, 90)
 
 
-def test_validation_runs_in_the_same_mode(pair, monkeypatch):
-    monkeypatch.setattr(FastModel, "forward", lambda self, images: torch.full((len(images), 2), 3.0))
-    predictions, _ = pair[1].get_preds()
-    assert torch.equal(predictions, torch.full((15, 2), 0.5))
+def test_validation_runs_in_the_same_mode(pair):
+    seen = []
+    convolution = next(layer for layer in pair[1].model.modules() if isinstance(layer, torch.nn.Conv2d))
+    hook = convolution.register_forward_hook(lambda layer, taken, given: seen.append((layer.training, given.dtype)))
+    pair[1].validate()
+    hook.remove()
+    assert seen == [(False, torch.bfloat16)] * 2
 
 
 def test_which_16_bits(monkeypatch):
     assert low_precision(torch.device("cpu")) == torch.bfloat16
-    for supported, wanted in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, supported=supported: supported)
-        assert low_precision(torch.device("cuda")) == wanted
+    asked = []
+
+    @contextmanager
+    def current(device):
+        asked.append(device)
+        yield
+        asked.append(None)
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: asked[-1] == torch.device("cuda:1"))
+    assert low_precision(torch.device("cuda:1")) == torch.bfloat16 and low_precision(torch.device("cuda:0")) == torch.float16
     assert low_precision(torch.device("mps")) == torch.float16
 
 
-def test_float16_trains_with_a_scaled_loss_and_skips_steps_that_overflow(sample, small_recipe, split, tmp_path, monkeypatch):
-    monkeypatch.setattr("hcd.fast.low_precision", lambda device: torch.float16)
-    monkeypatch.setattr("hcd.learner.low_precision", lambda device: torch.float16)
+def test_float16_trains_with_a_scaled_loss_and_skips_steps_that_overflow(sample, small_recipe, split, tmp_path, float16):
     learner = build(sample, replace(small_recipe, fast=True), split, tmp_path)
     (scaler,) = [callback for callback in learner.callbacks if isinstance(callback, LossScaler)]
     assert scaler.scaler.get_scale() == 65536
@@ -114,10 +140,23 @@ def test_float16_trains_with_a_scaled_loss_and_skips_steps_that_overflow(sample,
     assert all(torch.equal(value, before[name]) for name, value in learner.model.named_parameters())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu(sample, small_recipe, split, tmp_path):
-    recipe = replace(small_recipe, fast=True)
-    learner = get_learner(make_databunch(sample, recipe, split[1], num_workers=2), recipe, tmp_path)
+def test_a_range_test_leaves_the_scale_as_it_was(sample, small_recipe, split, tmp_path, float16):
+    learner = build(sample, replace(small_recipe, fast=True), split, tmp_path)
+    (scaler,) = [callback for callback in learner.callbacks if isinstance(callback, LossScaler)]
+    scaler.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 120)  # as a rate of 10 does, which makes gradients overflow
+    learner.lr_find(num_it=2)
+    assert scaler.scaler.get_scale() == 65536
+
+
+@pytest.mark.parametrize("mode", ["bfloat16", "float16"])
+def test_a_fast_learners_export_predicts_what_it_predicts(sample, small_recipe, split, tmp_path, request, mode):
+    if mode == "float16":
+        request.getfixturevalue("float16")
+    learner = build(sample, replace(small_recipe, fast=True), split, tmp_path)
     learner.fit_one_cycle(1, 1e-3)
-    answers = predict_tta(learner, 2, progress=False)
-    assert learner.data.device.type == "cuda" and answers.shape == (12, 2) and np.isfinite(answers).all()
+    with open(tmp_path / "export.pkl", "wb") as file:
+        learner.export(file)
+    loaded = load_export(tmp_path / "export.pkl", trust=True)
+    assert type(loaded.model) is FastModel and any(isinstance(callback, LossScaler) for callback in loaded.callbacks) == (mode == "float16")
+    image = learner.data.valid_ds[0][0]
+    assert torch.equal(loaded.predict(image)[2], learner.predict(image)[2])

@@ -212,6 +212,23 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch, refused,
         make(tmp_path / "new")
 
 
+@pytest.mark.parametrize("number", {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}, ids=os.strerror)
+def test_a_file_system_without_locks_takes_a_run(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "lockf", fail_with(number))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waits for a lock that nobody holds"))
+    assert prepare_output(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_a_lock_that_another_run_holds_is_waited_for(tmp_path, monkeypatch, refused, number):
+    waited = []
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "lockf", fail_with(number))
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with refused(BlockingIOError, tmp_path, "another run is still writing"):
+        prepare_output(tmp_path)
+    assert 4 < sum(waited) < 6
+
+
 def test_a_parent_that_is_a_file(tmp_path, refused):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")

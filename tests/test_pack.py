@@ -29,14 +29,6 @@ from hcd.reader import read_cropped_image, read_image, read_patch
 ROW = 96 * 96 * 3
 
 
-@pytest.fixture(scope="module")
-def packed_root(sample, tmp_path_factory):
-    """A packed copy of `sample`; read it only."""
-    root = shutil.copytree(sample.root, tmp_path_factory.mktemp("packed") / "data")
-    pack_dataset(root, progress=False)
-    return root
-
-
 @pytest.fixture
 def root(packed_root, tmp_path):
     """A packed data set for one test to damage."""
@@ -485,6 +477,15 @@ def test_two_at_once_do_not_meet(copy_of_sample, refused):
         fcntl.flock(file, fcntl.LOCK_EX)
         with refused(BlockingIOError, copy_of_sample / "packed.part", "another `hcd pack`"):
             pack_dataset(copy_of_sample, progress=False)
+    assert pack_dataset(copy_of_sample, progress=False).new
+
+
+@pytest.mark.parametrize("number", {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}, ids=os.strerror)
+def test_a_file_system_without_locks_takes_a_pack(copy_of_sample, monkeypatch, number):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", fail)
     assert pack_dataset(copy_of_sample, progress=False).new
 
 

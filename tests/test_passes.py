@@ -11,8 +11,6 @@ from fastai.basic_data import DatasetType
 from hcd import make_databunch, read_cropped_image
 from hcd.passes import Passes, PassLoader
 
-FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python >= 3.12, of torch's worker processes
-
 
 def everything(data):
     """Return the bytes of two passes over each part, validation in between as training does it."""
@@ -20,7 +18,6 @@ def everything(data):
     return [[(images.numpy().tobytes(), labels.tolist()) for images, labels in part] for part in parts]
 
 
-@FORK
 @pytest.mark.parametrize("fast", [False, True])
 def test_the_number_of_workers_changes_no_draw_and_no_order(sample, small_recipe, split, fast):
     recipe = replace(small_recipe, fast=fast)
@@ -35,7 +32,6 @@ def test_the_number_of_workers_changes_no_draw_and_no_order(sample, small_recipe
     assert seen[0][0] != seen[0][2] and seen[0][1] != seen[0][3]  # a fresh draw in each pass
 
 
-@FORK
 def test_draws_are_those_of_the_pass_and_the_index(sample, small_recipe, split):
     data = make_databunch(sample, small_recipe, split[1], num_workers=2, device="cpu")
     list(data.valid_dl)
@@ -99,7 +95,6 @@ def test_without_a_seed_the_loaders_are_fastais(sample, small_recipe, split):
     assert data.passes is None and type(data.train_dl.dl) is torch.utils.data.DataLoader
 
 
-@FORK
 def test_fast_keeps_the_workers_of_training_and_validation_alive(sample, small_recipe, split):
     data = make_databunch(sample, replace(small_recipe, fast=True), split[1], num_workers=1, device="cpu")
     kept = []

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hcd import get_learner, make_databunch, predict_tta, read_cropped_image, write_submission
+from hcd import get_learner, make_databunch, predict, predict_tta, read_cropped_image, set_rng_seed, write_submission
 
 
 @pytest.fixture
@@ -46,6 +46,23 @@ def test_equals_the_mean_of_single_draws_in_order_of_the_test_set(learner, sampl
 def test_draws_anew_each_time(learner):
     one, two = predict_tta(learner, 1, progress=False), predict_tta(learner, 1, progress=False)
     assert np.abs(one - two).max() > 1e-3
+
+
+def test_each_patch_is_read_once_for_all_passes(learner, monkeypatch):
+    read, plain_read = [], predict.read_patch
+    monkeypatch.setattr(predict, "read_patch", lambda path, recipe: (read.append(path), plain_read(path, recipe))[1])
+    predict_tta(learner, 5, progress=False)
+    assert read == learner.data.test_ds.x.source.test_paths
+
+
+def test_the_number_of_workers_changes_no_answer(sample, small_recipe, split, tmp_path):
+    answers = []
+    for workers in (0, 2):
+        set_rng_seed(0)
+        learner = get_learner(make_databunch(sample, small_recipe, split[1], num_workers=workers, device="cpu"), small_recipe, tmp_path)
+        random.seed(1)
+        answers.append(predict_tta(learner, 3, progress=False))
+    assert np.array_equal(*answers)
 
 
 def test_without_augmentation_all_passes_agree(sample, small_recipe, split, learner, tmp_path):
