@@ -402,7 +402,7 @@ def test_persistent_workers_stay_between_passes():
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("amid", [False, True], ids=["between passes", "amid a pass"])
-def test_after_workers_have_died_a_pass_gives_everything(monkeypatch, stop, amid):
+def test_after_workers_have_died_a_pass_gives_everything(ctrl_c, monkeypatch, stop, amid):
     # torch raises from a signal handler, which could hit any line of this test; in its passes it finds out all the same
     monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_error_if_any_worker_fails", lambda: None)
     loader = compat.DataLoader(Numbers(), batch_size=1, num_workers=2, persistent_workers=True, timeout=1)

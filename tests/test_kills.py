@@ -45,7 +45,7 @@ def test_killed_runs_and_a_second_run_end_with_the_same_bits(capsys):
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="needs SIGINT to a process group")
-def test_ctrl_c_stops_a_run_whole_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_stops_a_run_whole_and_says_how_to_go_on(ctrl_c, tmp_path):
     hcd.make_sample(tmp_path / "data", train=80, test=16)
     run = kills.start(tmp_path, "run", start_new_session=True)  # a terminal's Ctrl-C goes to the whole group too
     end = time.monotonic() + 300
