@@ -1,4 +1,10 @@
-"""`Recipe(fast=True)`: the same network, trained and evaluated in 16-bit arithmetic and in the memory layout that suits it."""
+"""`Recipe(fast=True)`: the same network, trained and evaluated in 16-bit arithmetic and in the memory layout that suits it.
+
+The optimiser stays as it is: on CUDA torch's Adam uses its foreach kernels by itself, and on two cores it takes 4 to 5 % of a step.
+Fused it fails under a GradScaler (TypeError), which takes fastai's OptimWrapper around it for an optimiser that unscales on its own.
+Nor is torch.compile used: for DenseNet-169 at batch 64, on two busy cores, it worked for 8 minutes on training and nearly 3 on
+evaluation and saved 0.8 of 4.6 s a training step and nothing in evaluation, which 800 steps repay; not measured on a GPU.
+"""
 import torch
 from fastai.basic_train import LearnerCallback
 from torch import nn
