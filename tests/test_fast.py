@@ -128,7 +128,7 @@ def test_float16_trains_with_a_scaled_loss_and_skips_steps_that_overflow(sample,
     (scaler,) = [callback for callback in learner.callbacks if isinstance(callback, LossScaler)]
     assert scaler.scaler.get_scale() == 65536
     before = learner.model[1][4].weight.clone()
-    learner.fit_one_cycle(1, 1e-3)
+    learner.fit_one_cycle(2, 1e-3)  # torch 2.6 skips the first five steps, whose scale is too large for it
     assert not torch.equal(before, learner.model[1][4].weight)
     assert all(0 < float(loss) < 10 for loss in learner.recorder.losses)  # recorded before it is scaled
     scaler.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 120)  # any gradient overflows

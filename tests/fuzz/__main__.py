@@ -63,7 +63,9 @@ def run(cases, options):
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=native, text=True, bufsize=1,
                                  env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}) as worker:
             try:
-                answer(worker, 600)  # it has imported hcd, which a busy machine takes its time for
+                ready = answer(worker, 600)  # it has imported hcd, which a busy machine takes its time for
+                if ready.get("dead"):
+                    raise RuntimeError(f"{ready['outcome']} before the first case: {Path(folder, 'native.txt').read_text()[-500:]}")
                 start = time.monotonic()
                 while len(results) < len(cases) and time.monotonic() - start < left:
                     kind, number = cases[len(results)]

@@ -40,7 +40,9 @@ def seed_images(rgb):
            encode(".png", rgb.astype(np.uint16) * 257)]
     jpeg = [encode(".jpg"), encode(".jpg", rgb[..., ::-1], cv2.IMWRITE_JPEG_PROGRESSIVE, 1), pillow("JPEG", subsampling=0),
             encode(".jpg", gray), encode(".jpg", rgb[..., ::-1], cv2.IMWRITE_JPEG_RST_INTERVAL, 2)]
-    other = [encode(kind) for kind in (".bmp", ".webp", ".ppm", ".jp2", ".sr")] + [pillow("GIF"), pillow("AVIF")]
+    other = [encode(kind) for kind in (".bmp", ".webp", ".ppm", ".jp2", ".sr")] + [pillow("GIF")]
+    Image.init()
+    other += [pillow("AVIF")] if "AVIF" in Image.SAVE else []  # Pillow >= 11.3
     other += [encode(".hdr", rgb.astype(np.float32)), b"", b"GIF89a", b"id,label\n", b"%PDF-1.7", b"\x89HDF\r\n\x1a\n", b"PK\3\4"]
     return {"tiff": tiff, "png": png, "jpeg": jpeg, "other": other}
 
