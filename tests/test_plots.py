@@ -2,7 +2,6 @@
 import io
 import subprocess
 import sys
-import warnings
 from types import SimpleNamespace
 
 import matplotlib
@@ -77,10 +76,8 @@ def every_figure():
 
 @pytest.mark.parametrize("name", list(every_figure()))
 def test_every_figure_renders_without_warning_and_within_a_notebook_page(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = every_figure()[name]()
-        figure.savefig(stream := io.BytesIO(), format="png", dpi=100)
+    figure = every_figure()[name]()  # pytest makes errors of warnings
+    figure.savefig(stream := io.BytesIO(), format="png", dpi=100)
     assert stream.getvalue().startswith(b"\x89PNG")
     assert all(figure.get_size_inches() <= (16, 12))
 
