@@ -57,6 +57,8 @@ def main(arguments=None):
 
 def kill(folder, name, after):
     """Start or resume a run and kill it after so many seconds; return the moment in words, or None where it was done before."""
+    if is_finished(folder / name):  # the kill before came between the record's last word and the process's end
+        return None
     run = start(folder, name)
     try:
         output, _ = run.communicate(timeout=after)
@@ -77,12 +79,17 @@ def kill(folder, name, after):
 def finish(folder, name):
     """Run to the end, unless that is done; return what a run leaves, and the seconds that it took."""
     begin = time.perf_counter()
-    record = folder / name / "run.json"
-    if not (record.is_file() and json.loads(record.read_text())["finished"]):
+    if not is_finished(folder / name):
         run = start(folder, name)
         output, _ = run.communicate()
         require_done(run, output)
     return results(folder / name), time.perf_counter() - begin
+
+
+def is_finished(folder):
+    """Say whether a run's record has its end."""
+    record = folder / "run.json"
+    return record.is_file() and bool(json.loads(record.read_text())["finished"])
 
 
 def start(folder, name, **options):
