@@ -34,7 +34,7 @@ setup(
         "safetensors>=0.4.3",
         "papermill>=2.6",  # 2.5 passes today's traitlets what they no longer take
         "nbclient>=0.8",
-        "nbconvert>=7.16.5",  # older ones break with mistune 3.1
+        "nbconvert>=7.16.5",  # 7.8 breaks with today's mistune
         "nbformat>=5.9",
         "ipykernel>=6.25",
         "ipython>=7.23.1,<10",  # fastprogress 1.0 takes 10 for older than 6 and draws a terminal's bars in a notebook

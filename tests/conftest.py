@@ -82,6 +82,15 @@ def packed_root(sample, tmp_path_factory):
 
 
 @pytest.fixture
+def float16(monkeypatch):
+    """Compute in float16 with a scaled loss, as on a GPU without bfloat16."""
+    import torch
+
+    for module in ("fast", "learner"):
+        monkeypatch.setattr(f"hcd.{module}.low_precision", lambda device: torch.float16)
+
+
+@pytest.fixture
 def copy_of_sample(sample, tmp_path):
     """Folder of a data set equal to `sample`, for one test to damage."""
     return shutil.copytree(sample.root, tmp_path / "copy_of_sample")

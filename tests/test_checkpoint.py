@@ -88,10 +88,9 @@ def test_resumed_run_ends_with_the_same_bits(sample, recipe, split, tmp_path, wh
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("mode", ["plain", "fast", "float16"])
-def test_a_run_on_a_pack_on_every_device_and_in_every_mode(packed_root, small_recipe, split, tmp_path, monkeypatch, device, mode):
-    if mode == "float16":  # as on a GPU without bfloat16
-        for module in ("fast", "learner"):
-            monkeypatch.setattr(f"hcd.{module}.low_precision", lambda device: torch.float16)
+def test_a_run_on_a_pack_on_every_device_and_in_every_mode(packed_root, small_recipe, split, tmp_path, request, device, mode):
+    if mode == "float16":
+        request.getfixturevalue("float16")
     packed = hcd.open_dataset(packed_root, packed=True)
     recipe = replace(small_recipe, fast=mode != "plain", finetune_epochs=2, sweep_iterations=2, sweep_weight_decays=(1e-2,),
                      crop_size=64)  # half the work, for float16 is slow on a CPU

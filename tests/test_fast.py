@@ -22,13 +22,6 @@ def pair(sample, small_recipe, split, tmp_path_factory):
     return [build(sample, replace(small_recipe, fast=fast), split, tmp_path_factory.mktemp("pair")) for fast in (False, True)]
 
 
-@pytest.fixture
-def float16(monkeypatch):
-    """Compute in float16 with a scaled loss, as on a GPU without bfloat16."""
-    monkeypatch.setattr("hcd.fast.low_precision", lambda device: torch.float16)
-    monkeypatch.setattr("hcd.learner.low_precision", lambda device: torch.float16)
-
-
 def test_same_weights_under_the_same_names(pair):
     plain, fast = (learner.model.state_dict() for learner in pair)
     assert list(plain) == list(fast) and all(torch.equal(value, fast[name]) for name, value in plain.items())

@@ -46,7 +46,7 @@ def rows(root, sources, size, rounds):
         for place, name in enumerate(("the parent", "a worker, with what it shares", "a worker's own")):
             for when, batch in (("start", 1), ("end", runs["ours"][0]["batches"])):
                 yield cells(f"memory of {name} after batch {batch}", "{:.0f} MiB", lambda f: f[when][place])  # noqa: B023
-        seconds = [[check(side, root)] for side in ("plain", "ours")]  # once: minutes for the one
+        seconds = [[check(side, root)] for side in ("plain", "ours")]  # once, for one round says enough of minutes or seconds
         yield (f"`hcd check`, {count} and {round(size * TEST_SHARE):,} test patches", *(f"{value:.0f} s" for value, in seconds),
                [seconds[0][0] / seconds[1][0]], "under 2 min")
 
