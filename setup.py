@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = next(line.split('"')[1] for line in (HERE / "hcd/__init__.py").read_text().splitlines() if line.startswith("__version__"))
@@ -14,7 +14,7 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.14",
     # the notebook travels as package data, so that `hcd run` finds the same file wherever hcd is installed
-    packages=["hcd", "hcd.notebooks"],
+    packages=[*find_packages(include=["hcd", "hcd.*"]), "hcd.notebooks"],
     package_dir={"hcd.notebooks": "notebooks"},
     package_data={"hcd.notebooks": ["*.ipynb"]},
     entry_points={"console_scripts": ["hcd=hcd.cli:main"]},

@@ -1,32 +1,54 @@
-"""hcd: the histopathologic cancer detection walkthrough in fastai v1, on today's torch."""
-from .check import CheckReport, check_dataset
-from .checkpoint import Checkpoints
-from .compat import Learner
-from .data import CroppedImageList, make_databunch, set_rng_seed, stratified_split
-from .dataset import Dataset, open_dataset, verify_patches
-from .evaluate import score_predictions
-from .export import load_bundle, load_export, predict_image, save_bundle
-from .files import prepare_output, write_json
-from .gradcam import get_heatmap, grad_cam, hooked_backward
-from .learner import check_machine, get_learner
-from .overview import choose_patches, plot_heatmap_overview, plot_overview
-from .pack import PackedFolder, PackedPatch, copy_patch
-from .packer import PackReport, pack_dataset
-from .plots import plot_draws, plot_outliers, plot_patches, plot_prediction, plot_roc, plot_sweep
-from .predict import predict_tta, write_submission
-from .reader import read_cropped_image, read_image
-from .recipe import Recipe
-from .sample import make_sample
-from .stats import channel_statistics
-from .sweep import sweep_weight_decay
+"""hcd: the histopathologic cancer detection walkthrough in fastai v1, on today's torch.
+
+A public name is loaded when it is first used, so that `hcd --help` need not wait for torch.
+"""
+import importlib
+import warnings
 
 __version__ = "0.1.0"
-__all__ = [
-    "CheckReport", "Checkpoints", "CroppedImageList", "Dataset", "Learner", "PackReport", "PackedFolder",
-    "PackedPatch", "Recipe", "channel_statistics", "check_dataset", "check_machine", "choose_patches", "copy_patch",
-    "get_heatmap", "get_learner", "grad_cam", "hooked_backward", "load_bundle", "load_export", "make_databunch",
-    "make_sample", "open_dataset", "pack_dataset", "plot_draws", "plot_heatmap_overview", "plot_outliers",
-    "plot_overview", "plot_patches", "plot_prediction", "plot_roc", "plot_sweep", "predict_image", "predict_tta",
-    "prepare_output", "read_cropped_image", "read_image", "save_bundle", "score_predictions", "set_rng_seed",
-    "stratified_split", "sweep_weight_decay", "verify_patches", "write_json", "write_submission",
-]
+
+# setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own source; a notebook that
+# imports hcd first is spared both, whether or not it then imports fastai itself
+warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+warnings.filterwarnings("ignore", "invalid escape sequence", SyntaxWarning)
+warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)  # Python 3.10 and 3.11
+
+_MODULES = {
+    "data": ("CroppedImageList", "make_databunch", "stratified_split"),
+    "dataset.check": ("CheckReport", "check_dataset"),
+    "dataset.opened": ("Dataset", "open_dataset", "verify_patches"),
+    "dataset.pack": ("PackedFolder", "PackedPatch", "copy_patch"),
+    "dataset.packer": ("PackReport", "pack_dataset"),
+    "dataset.sample": ("make_sample",),
+    "disk.whole": ("write_json",),
+    "engine.compat": ("Learner",),
+    "engine.device": ("set_rng_seed",),
+    "errors": ("InputError",),
+    "evaluate": ("score_predictions",),
+    "export.bundle": ("load_bundle", "load_export", "predict_image", "save_bundle"),
+    "gradcam": ("get_heatmap", "grad_cam", "hooked_backward"),
+    "learner": ("check_machine", "get_learner"),
+    "overview": ("choose_patches", "plot_heatmap_overview", "plot_overview"),
+    "plots": ("plot_draws", "plot_outliers", "plot_patches", "plot_prediction", "plot_roc", "plot_sweep"),
+    "predict": ("predict_tta", "write_submission"),
+    "reader": ("read_cropped_image", "read_image"),
+    "recipe": ("Recipe",),
+    "runs.checkpoint": ("Checkpoints",),
+    "runs.folder": ("prepare_output",),
+    "stats": ("channel_statistics",),
+    "sweep": ("sweep_weight_decay",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hcd' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"hcd.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -12,16 +12,17 @@ from pathlib import Path
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from .check import check_dataset
-from .compat import silence_opencv
-from .dataset import open_dataset
-from .export import load_bundle, predict_image
-from .files import new_run_folder, prepare_output, resume_command, whole_write
+from .dataset.check import check_dataset
+from .dataset.opened import open_dataset
+from .dataset.packer import pack_dataset
+from .disk.whole import whole_write
+from .engine.compat import silence_opencv
+from .export.bundle import load_bundle, predict_image
 from .learner import check_machine
-from .packer import pack_dataset
 from .recipe import Recipe
-from .record import note_end, noted_warnings, resume_record, start_record
-from .runner import InputError, run_notebook
+from .runs.folder import new_run_folder, prepare_output, resume_command
+from .runs.notebook import InputError, run_notebook
+from .runs.record import note_end, noted_warnings, resume_record, start_record
 
 
 def main(arguments=None):

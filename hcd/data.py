@@ -6,8 +6,9 @@ import torch
 from fastai.vision import Image, ImageList, pil2tensor
 from sklearn.model_selection import train_test_split
 
-from .dataset import id_array
-from .passes import replace_loaders
+from .dataset.tables import id_array
+from .engine.device import find_device
+from .engine.draws import replace_loaders
 from .reader import read_cropped_image
 from .recipe import Recipe
 
@@ -135,34 +136,3 @@ def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
     data.single_dl.dl.pin_memory = pin_memory  # fastai passes the option on to every loader but this one
     replace_loaders(data, recipe)
     return data
-
-
-def find_device(device=None):
-    """Return the torch device to use; None takes a GPU when there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0][:120]
-        raise ValueError(f"device={str(device)!r} cannot be used here ({reason}); use \"cpu\" or leave it out") from error
-    return torch.device(device)
-
-
-def set_rng_seed(rng_seed):
-    """Seed Python's, numpy's and torch's generators, and ask cuDNN for repeatable kernels; None leaves all as they are.
-
-    A databunch that was made by a recipe with an rng_seed counts its own passes, see `Passes`: make it anew to repeat them.
-
-    CHANGED C16: the walkthrough seeds nothing, so no two of its runs agree.
-    """
-    if rng_seed is None:
-        return
-    random.seed(rng_seed)
-    np.random.seed(rng_seed)
-    torch.manual_seed(rng_seed)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -8,9 +8,9 @@ from fastai.train import ShowGraph
 from fastai.vision.learner import cnn_config, create_cnn_model
 from torch import nn
 
-from .compat import Learner, find_arch, require_weights, with_pretrained_flag
-from .data import find_device
-from .fast import FastModel, LossScaler, low_precision
+from .engine.compat import Learner, find_arch, require_weights, with_pretrained_flag
+from .engine.device import find_device
+from .engine.fast import FastModel, LossScaler, low_precision
 
 
 def get_learner(data, recipe, path="."):

@@ -10,10 +10,10 @@ from fastai.basic_data import DeviceDataLoader
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from .checkpoint import weights_digest
-from .compat import DataLoader
-from .files import whole_write
+from .disk.whole import whole_write
+from .engine.compat import DataLoader
 from .reader import apply_draw, draw_augmentation, read_patch
+from .runs.checkpoint import weights_digest
 
 SECONDS_BETWEEN_SAVES = 30
 

@@ -1,19 +1,13 @@
 """File -> patch; patch -> augmented crop."""
-import os
 import random
-import stat
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from .disk.images import MOST_PIXELS, claimed_size, decode_image, read_content
+from .disk.tiff import plain_rgb
 from .recipe import Recipe
-from .tiff import claimed_size, pillow_agrees, plain_rgb
-
-MOST_PIXELS, MOST_BYTES = 1 << 24, 1 << 28  # 4096 x 4096 px, and 256 MiB, which hold them in any type and number of channels
-READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has the one, others the other
 
 
 def read_image(path):
@@ -49,58 +43,6 @@ def read_image(path):
         raise ValueError(f"{path} has {channels} channel(s) of {image.dtype}; a patch is 8-bit RGB with 3, convert or "
                          "restore it")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def read_content(path):
-    """Return a file's bytes. Neither a pipe, which would be waited for without end, nor a file that fills the memory is read.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: too large for any image.
-    """
-    try:
-        file = os.open(path, READING)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _no_file(path) from None
-    try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise _no_file(path)
-        if status.st_size > MOST_BYTES:
-            raise ValueError(f"{path} has {status.st_size} bytes; an image file has at most {MOST_BYTES}, restore it from the data set")
-        content = os.read(file, status.st_size)
-        while len(content) < status.st_size and (rest := os.read(file, status.st_size - len(content))):  # a network's short reads
-            content += rest
-        return content
-    finally:
-        os.close(file)
-
-
-def _no_file(path):
-    return FileNotFoundError(f"{path} does not exist or is no file; check the path and the data folder")
-
-
-def decode_image(content):
-    """Return an image file's bytes as the array that they hold, channels in OpenCV's order.
-
-    cv2.imread would turn grey, 16-bit and alpha images into 8-bit colour in silence; UNCHANGED shows what is there.
-
-    Returns:
-        array; None where there is none, where the header claims more than MOST_PIXELS, and for all but TIFF, PNG and JPEG.
-    """
-    size = claimed_size(content)
-    if size is None or size[0] * size[1] > MOST_PIXELS:
-        return None
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # a header that breaks OpenCV's own rules
-        return None
-    colour = image is not None and image.dtype == np.uint8 and image.shape[2:] == (3,)
-    return None if colour and content[:1] != b"\x89" and not pillow_agrees(content, image) else image  # a PNG has checksums
-
-
-def encode_tiff(patch):
-    """Return an (H, W, 3) uint8 RGB patch as the bytes of an uncompressed TIFF, the kind that the competition's files are."""
-    return cv2.imencode(".tif", patch[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()
 
 
 def read_patch(path, recipe=Recipe()):
@@ -183,21 +125,6 @@ def apply_draw(patch, draw, recipe=Recipe()):
     if mirror or upend:
         patch = cv2.flip(patch, -1 if mirror and upend else int(mirror))
     return cv2.LUT(patch, _tone_table(brightness, contrast))
-
-
-def map_patches(function, paths, title, progress=True, chunk=64):
-    """Yield `function(path)` for every path, in order, computed on all cores with a progress bar.
-
-    Threads are enough: OpenCV decodes outside Python's lock. Chunks keep 220,025 futures from existing at once.
-    """
-    chunks = [paths[start:start + chunk] for start in range(0, len(paths), chunk)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc=title, disable=not progress) as bar:
-        try:
-            for results in pool.map(lambda part: [function(path) for path in part], chunks):
-                bar.update(len(results))  # first, for a caller that zips with `paths` does not come back after the last one
-                yield from results
-        finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C and errors do not wait for the rest
 
 
 @cache

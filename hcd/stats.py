@@ -6,7 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .reader import map_patches, read_patch
+from .disk.parallel import map_patches
+from .reader import read_patch
 from .recipe import Recipe
 
 DARK_BELOW = 10  # grey level that no pixel of a too dark patch reaches

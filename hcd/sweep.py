@@ -1,8 +1,8 @@
 """One learning-rate range test per weight decay."""
 from dataclasses import asdict, dataclass
 
-from .checkpoint import split_digest
 from .learner import get_learner
+from .runs.checkpoint import split_digest
 
 
 @dataclass(frozen=True)

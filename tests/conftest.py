@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib, and for the processes that tests start
-import hcd  # noqa: E402  before a test imports fastai, which warns of its age unless hcd has imported it quietly
+import hcd  # noqa: E402
+import hcd.engine.compat  # noqa: E402, F401  before a test imports fastai, which warns of its age unless hcd has imported it quietly
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 REMEDY = re.compile(r"\b(add|ask|build|change|check|compute|convert|copy|correct|did you mean|finish|free|freeze|get|give|install"
@@ -86,7 +87,7 @@ def float16(monkeypatch):
     """Compute in float16 with a scaled loss, as on a GPU without bfloat16."""
     import torch
 
-    for module in ("fast", "learner"):
+    for module in ("engine.fast", "learner"):
         monkeypatch.setattr(f"hcd.{module}.low_precision", lambda device: torch.float16)
 
 

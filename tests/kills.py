@@ -22,7 +22,7 @@ import hcd  # isort: skip  first, so that fastai is imported quietly
 
 import psutil
 
-from hcd.compat import load_tensors
+from hcd.engine.compat import load_tensors
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPE = ["--arch=squeezenet1_1", "--no-pretrained", "--batch-size=8", "--valid-fraction=0.25", "--sweep-iterations=4",

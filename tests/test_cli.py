@@ -19,7 +19,7 @@ from PIL import Image
 
 from hcd import Recipe, cli, load_bundle, predict_image, read_image, save_bundle
 from hcd.cli import main
-from hcd.runner import InputError
+from hcd.runs.notebook import InputError
 
 METRICS = {"data_fingerprint": "abc", "valid_accuracy": 0.91234, "valid_auc": 0.98765, "test_auc": 0.87654}
 

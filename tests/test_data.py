@@ -12,7 +12,8 @@ from sklearn.model_selection import train_test_split
 
 import hcd
 from hcd import Recipe, make_databunch, read_cropped_image, stratified_split
-from hcd.data import CroppedImageList, find_device
+from hcd.data import CroppedImageList
+from hcd.engine.device import find_device
 
 # split
 

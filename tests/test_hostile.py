@@ -23,11 +23,10 @@ from PIL import Image
 
 import hcd
 from hcd import cli, load_bundle, read_cropped_image, read_image, save_bundle
-from hcd.dataset import read_table
-from hcd.reader import MOST_BYTES, decode_image
-from hcd.record import start_record
-from hcd.runner import _WholeFiles
-from hcd.tiff import claimed_size
+from hcd.dataset.tables import read_table
+from hcd.disk.images import MOST_BYTES, claimed_size, decode_image
+from hcd.runs.notebook import _WholeFiles
+from hcd.runs.record import start_record
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -426,7 +425,7 @@ KILLED = """
 import sys, torch, numpy as np
 from types import SimpleNamespace
 import hcd
-from hcd import export, card
+from hcd.export import bundle as export, card
 from hcd.learner import build_model
 folder, recipe = sys.argv[1], hcd.Recipe.sample(arch="squeezenet1_1")
 ids = [f"{n:040x}" for n in range(2000)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hcd import choose_patches, get_heatmap, get_learner, make_databunch, plot_heatmap_overview, plot_overview, read_cropped_image
-from hcd.compat import fastai
+from hcd.engine.compat import fastai
 from hcd.overview import _caption
 
 LOSSES = [0.3, 2.5, 0.01, 1.1, 0.7, 0.02, 4.0]

@@ -25,6 +25,7 @@ from fastai.train import ClassificationInterpretation
 from period import record as period
 
 import hcd
+import hcd.sweep
 
 HERE = Path(__file__).resolve().parent
 RECORD = json.loads((HERE / "period/record.json").read_text())

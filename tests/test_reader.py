@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from hcd import Recipe, read_cropped_image, read_image
 from hcd.corners import corner_depth
-from hcd.reader import augment, map_patches, read_patch
+from hcd.disk.parallel import map_patches
+from hcd.reader import augment, read_patch
 
 GOLDEN = Path(__file__).parent / "golden" / "reader.npz"
 

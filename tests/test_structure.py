@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 import hcd
@@ -11,7 +12,6 @@ import hcd
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 NOTEBOOK = json.loads((ROOT / "notebooks/walkthrough.ipynb").read_text("utf-8"))
-ORDER = re.search(r"imports only those above it: ([^.]+)\.", README)[1].replace("\n", " ").split(", ")
 DESIGN_NAMES = [
     "Recipe", "read_image", "read_cropped_image", "make_sample", "open_dataset", "channel_statistics",
     "stratified_split", "CroppedImageList", "make_databunch", "get_learner", "sweep_weight_decay", "plot_sweep",
@@ -20,26 +20,53 @@ DESIGN_NAMES = [
 ]
 
 
-def imported_modules(path):
-    """Return the sibling modules that a module of hcd imports."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    return {node.module for node in nodes}
+# each room may import from the rooms of its own line and of the lines above it
+ORDER = ["errors disk", "corners recipe reader stats", "engine", "runs", "learner predict",
+         "dataset export sweep", "data", "deploy evidence", "walkthrough", "cli"]
+FREE = ["evaluate", "gradcam", "overview", "plots"]  # of all but what they need
+LEVEL = {room: level for level, line in enumerate(ORDER) for room in line.split()}
 
 
-def test_readme_names_every_module_in_import_order():
-    modules = {path.stem for path in (ROOT / "hcd").glob("*.py")} - {"__init__"}
-    assert modules == set(ORDER)
-    assert len(ORDER) == len(set(ORDER))
+def imported_rooms(path):
+    """Return the rooms, top modules and wings of hcd, that a module of hcd imports, at its head or within."""
+    package = path.relative_to(ROOT).parent.parts
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else ()
+            names = [(*base, *(node.module or "").split(".")) if node.module else (*base, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        rooms |= {name[1] for name in names if name[0] == "hcd" and len(name) > 1}
+    return rooms
 
 
-def test_imports_point_one_way():
-    for place, name in enumerate(ORDER):
-        above = set(ORDER[:place])
-        assert imported_modules(ROOT / "hcd" / f"{name}.py") <= above, name
+def room(path):
+    """Return the top module or the wing that a file of hcd lies in."""
+    return path.relative_to(ROOT / "hcd").with_suffix("").parts[0]
+
+
+MODULES = [path for path in sorted((ROOT / "hcd").rglob("*.py")) if path != ROOT / "hcd/__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_point_one_way(path):
+    assert room(path) in LEVEL or room(path) in FREE, "a new room: give it its line in ORDER"
+    for other in imported_rooms(path) - {room(path)}:
+        if room(path) in LEVEL and other in LEVEL:
+            assert LEVEL[other] <= LEVEL[room(path)], f"{room(path)} imports {other}"
+
+
+def test_disk_knows_neither_torch_nor_the_recipe():
+    for path in (ROOT / "hcd/disk").glob("*.py"):
+        assert not re.search(r"^ *(?:import|from) (torch|fastai)", path.read_text("utf-8"), re.MULTILINE), path
+        assert imported_rooms(path) <= {"disk", "errors"}
 
 
 def test_only_compat_asks_for_versions_and_plots_stays_free_of_fastai():
-    for path in (ROOT / "hcd").glob("*.py"):
+    for path in MODULES:
         text = path.read_text("utf-8")
         assert path.stem == "compat" or not re.search(r"torch(vision)?\.__version__|version_info|parse_version", text), path
     assert "fastai" not in (ROOT / "hcd/plots.py").read_text("utf-8").split('"""', 2)[2]
@@ -60,7 +87,7 @@ def test_walkthrough_functions_name_their_cell():
 
 def test_deviation_tags_and_readme_rows_agree():
     tag = re.compile(r"(?:KEPT|CHANGED|READ) ([KCR]\d+)\b")
-    tagged = {match for path in (ROOT / "hcd").glob("*.py") for match in tag.findall(path.read_text("utf-8"))}
+    tagged = {match for path in (ROOT / "hcd").rglob("*.py") for match in tag.findall(path.read_text("utf-8"))}
     prose = " ".join("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "markdown")
     tagged |= set(re.findall(r"\(([KCR]\d+)\)", prose))
     rows = re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE)
@@ -69,7 +96,7 @@ def test_deviation_tags_and_readme_rows_agree():
 
 
 def test_every_deviation_row_names_a_test_that_exists():
-    tests = {path.name: path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    tests = {path.name: path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
     for row, cells in re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE):
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells)
         assert named, f"{row} names no test"
@@ -111,7 +138,7 @@ def test_no_line_of_the_walkthrough_was_copied(shared):
     (source,) = shared.joinpath("seeds").glob("*.txt")
     lines = {" ".join(line.split()) for line in source.read_text("utf-8").splitlines()}
     lines = {line for line in lines if len(line) > 60}
-    ours = [path.read_text("utf-8") for path in (ROOT / "hcd").glob("*.py")] + [README]
+    ours = [path.read_text("utf-8") for path in (ROOT / "hcd").rglob("*.py")] + [README]
     ours += ["".join(cell["source"]) for cell in NOTEBOOK["cells"]]
     mine = {" ".join(line.split()) for text in ours for line in text.splitlines()}
     assert not mine & lines

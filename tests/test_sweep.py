@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hcd import get_learner, set_rng_seed, sweep, sweep_weight_decay
-from hcd.compat import fastai
+from hcd.engine.compat import fastai
 
 
 def tiny_arch(pretrained=False):

@@ -16,7 +16,7 @@ from statistics import median
 
 import hcd  # isort: skip  first, so that fastai is imported quietly
 
-from hcd.packer import pack_dataset
+from hcd.dataset.packer import pack_dataset
 
 from .__main__ import line
 from .rows import copy_some, each

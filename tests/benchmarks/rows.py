@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torchvision
 
-from hcd.pack import copy_patch
-from hcd.packer import pack_dataset
+from hcd.dataset.pack import copy_patch
+from hcd.dataset.packer import pack_dataset
 
 from . import plain
 

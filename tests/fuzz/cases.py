@@ -18,9 +18,9 @@ from PIL import Image
 
 import hcd
 from hcd import cli
-from hcd.compat import Learner, load_tensors
-from hcd.dataset import read_table
-from hcd.record import resume_record
+from hcd.dataset.tables import read_table
+from hcd.engine.compat import Learner, load_tensors
+from hcd.runs.record import resume_record
 
 from . import mutate
 from .seeds import make_model, make_record, seed_images, seed_saves, small_model

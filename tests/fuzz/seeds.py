@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import hcd
-from hcd.card import make_card
-from hcd.files import write_json
+from hcd.disk.whole import write_json
+from hcd.export.card import make_card
 from hcd.learner import build_model
-from hcd.record import start_record
+from hcd.runs.record import start_record
 
 RECIPE = hcd.Recipe.sample(arch="squeezenet1_1")
 

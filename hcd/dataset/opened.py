@@ -1,0 +1,171 @@
+"""Folder -> validated table of ids and labels, in the competition's layout."""
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..disk.parallel import map_patches
+from ..reader import read_patch
+from ..recipe import Recipe
+from .pack import FOLDER, PackedFolder, PackedPatch
+from .tables import LAYOUT, id_array, read_ids, read_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One data set in the competition's layout, as `open_dataset` found it.
+
+    Attributes:
+        root: its folder. labels: DataFrame, columns id (str) and label (int64, 0 or 1), in file order.
+        test_ids: ids of the test patches, sorted. sample_ids: the same ids in the order of sample_submission.csv.
+        test_labels: DataFrame like labels from test_labels.csv, the answers, which the competition does not ship; else None.
+        packed: PackedFolder that the patches are read from, see `pack_dataset`; None where they are read from their files.
+    """
+
+    root: Path
+    labels: pd.DataFrame
+    test_ids: tuple
+    sample_ids: tuple
+    test_labels: pd.DataFrame = None
+    packed: PackedFolder = None
+
+    def without(self, ids):
+        """Return the same data set without some of its labelled patches."""
+        return replace(self, labels=self.labels[~self.labels["id"].isin(ids)].reset_index(drop=True))
+
+    def locate(self, folder, patch_id):
+        """Return the file of a patch of "train" or "test", or its `PackedPatch`; cheap, for it is called at every read."""
+        if self.packed is not None:
+            return self.packed.locate(folder, patch_id)
+        return f"{self.root}{os.sep}{folder}{os.sep}{patch_id}.tif"
+
+    def train_path(self, patch_id):
+        """Return the file of a labelled patch, a Path, or its `PackedPatch`, which takes a file's place in the readers."""
+        return self._path("train", patch_id)
+
+    def test_path(self, patch_id):
+        """Return the file of a test patch, a Path, or its `PackedPatch`."""
+        return self._path("test", patch_id)
+
+    def _path(self, folder, patch_id):
+        where = self.locate(folder, patch_id)
+        return Path(where) if self.packed is None else where
+
+    @property
+    def train_paths(self):
+        """Files or packed patches of all labelled patches, in the order of `labels`."""
+        return [self.locate("train", patch_id) for patch_id in self.labels["id"].tolist()]
+
+    @property
+    def test_paths(self):
+        """Files or packed patches of all test patches, in the order of `test_ids`."""
+        return [self.locate("test", patch_id) for patch_id in self.test_ids]
+
+    @property
+    def fingerprint(self):
+        """SHA-256 over the sorted ids and labels; ids name their patches' content, so it stands for the pixels too."""
+        rows = np.char.add(id_array(self.labels["id"]), np.where(self.labels["label"], b",1", b",0"))
+        rows.sort()
+        digest = hashlib.sha256()
+        for start in range(0, len(rows), 10_000):  # millions of rows as one text would need half a GiB
+            digest.update(b"".join(row + b"\n" for row in rows[start:start + 10_000].tolist()))
+        digest.update("\n".join(self.test_ids).encode())
+        return digest.hexdigest()
+
+
+def open_dataset(root, packed=None):
+    """Open a data set and check its tables against its files; not every patch is read yet, see `verify_patches`.
+
+    Args:
+        root: folder with train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv. Where it holds
+            packed/, the patches are read from there; train/ and test/ may then be absent, see `pack_dataset`.
+        packed: False reads the files although there is a pack; True requires one.
+    Returns:
+        Dataset.
+    Raises:
+        FileNotFoundError: a folder, table or file is missing. ValueError: a table breaks its rule, a file has no id, or the pack is
+            not of this data set.
+
+    CHANGED C1: the walkthrough trusts its folder; here tables and files must agree before anything is trained.
+
+    Source: In 1, In 12, In 41.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder; name the folder that holds {LAYOUT}")
+    labels = read_labels(root / "train_labels.csv")
+    if labels["label"].nunique() < 2:
+        raise ValueError(f"{root / 'train_labels.csv'} holds only label {labels['label'].iloc[0]}; training needs patches of both")
+    sample_ids = tuple(read_ids(root / "sample_submission.csv")["id"])
+    sides = (("train", id_array(labels["id"]), "train_labels.csv"), ("test", id_array(sample_ids), "sample_submission.csv"))
+    pack = None
+    if packed or packed is None and os.path.lexists(root / FOLDER):  # a link into nowhere is no reason to read files in silence
+        pack = PackedFolder(root)
+    for folder, ids, table in sides:
+        ids.sort()
+        if pack:
+            pack.check_ids(folder, ids, table)
+        else:
+            _match_files(root / folder, ids, table)
+    if pack:
+        pack.spot_check()
+    answers = root / "test_labels.csv"
+    test_labels = read_labels(answers) if answers.is_file() else None
+    if test_labels is not None and not np.array_equal(np.sort(id_array(test_labels["id"])), sides[1][1]):
+        raise ValueError(f"{answers} does not answer for the ids of sample_submission.csv; correct it or move it away")
+    return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack)
+
+
+def verify_patches(paths, recipe=Recipe(), progress=True):
+    """Read every patch once and require 8-bit RGB of the recipe's size, and of a packed one the very pixels that were packed.
+
+    Args:
+        paths: files of patches, or packed patches. progress: show a bar.
+    Returns:
+        number of patches read.
+    Raises:
+        ValueError: at least one cannot be used; names the first three and counts all.
+    """
+    def fault(path):
+        try:
+            read_patch(path, recipe)
+            if isinstance(path, PackedPatch):
+                path.prove()
+        except (ValueError, OSError) as error:  # collected, and raised together below
+            return str(error)
+        return None
+
+    faults = [text for text in map_patches(fault, paths, "verifying patches", progress) if text]
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise ValueError(f"{len(faults)} of {len(paths)} patches cannot be used: {'; '.join(faults[:3])}{more}")
+    return len(paths)
+
+
+def visible_files(folder):
+    """Return the names of everything in a folder but hidden files."""
+    return {entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")}
+
+
+def _match_files(folder, ids, table):
+    """Require one <id>.tif for each id and no file besides; hidden files do not count."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing; the data folder must hold {LAYOUT}")
+    wanted = np.char.add(ids, b".tif")
+    with os.scandir(os.fsencode(folder)) as entries:
+        names = (entry.name for entry in entries)  # one byte more below, so that a longer name does not pass for its beginning
+        found = np.fromiter((name for name in names if name[:1] != b"."), f"S{wanted.itemsize + 1}")
+    wanted.sort()
+    found.sort()
+    if np.array_equal(found, wanted):
+        return
+    found, wanted = visible_files(folder), {name.decode() for name in wanted.tolist()}
+    missing, extra = sorted(wanted - found), sorted(found - wanted)
+    if missing:
+        raise FileNotFoundError(f"{folder / missing[0]} is missing although {table} lists it ({len(missing)} of {len(wanted)} "
+                                "files are missing); finish the download")
+    if extra:
+        raise ValueError(f"{folder / extra[0]} has no row in {table} ({len(extra)} such file(s)); add its row or move it away")
