@@ -3,17 +3,25 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = next(line.split('"')[1] for line in (HERE / "hcd/__init__.py").read_text().splitlines() if line.startswith("__version__"))
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "hcd/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
 
 setup(
     name="hcd",
     version=VERSION,
-    description="A faithful fastai v1 reproduction of a histopathologic cancer detection walkthrough, on today's torch",
+    description=(
+        "A faithful fastai v1 reproduction of a histopathologic cancer detection walkthrough, on"
+        " today's torch"
+    ),
     long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10,<3.14",
-    # the notebook travels as package data, so that `hcd run` finds the same file wherever hcd is installed
+    # the notebook travels as package data, so that `hcd run` finds the same file wherever hcd is
+    # installed
     packages=[*find_packages(include=["hcd", "hcd.*"]), "hcd.notebooks"],
     package_dir={"hcd.notebooks": "notebooks"},
     package_data={"hcd.notebooks": ["*.ipynb"]},
@@ -37,7 +45,8 @@ setup(
         "nbconvert>=7.16.5",  # 7.8 breaks with today's mistune
         "nbformat>=5.9",
         "ipykernel>=6.25",
-        "ipython>=7.23.1,<10",  # fastprogress 1.0 takes 10 for older than 6 and draws a terminal's bars in a notebook
+        # fastprogress 1.0 takes 10 for older than 6 and draws a terminal's bars in a notebook
+        "ipython>=7.23.1,<10",
     ],
     extras_require={"test": ["pytest>=7.4", "hypothesis>=6.90", "psutil>=5.9", "ruff>=0.6"]},
 )

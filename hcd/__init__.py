@@ -2,16 +2,19 @@
 
 A public name is loaded when it is first used, so that `hcd --help` need not wait for torch.
 """
+
 import importlib
 import warnings
 
 __version__ = "0.1.0"
 
-# setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own source; a notebook that
-# imports hcd first is spared both, whether or not it then imports fastai itself
+# setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own
+# source; a notebook that imports hcd first is spared both, whether or not it then imports fastai
+# itself
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 warnings.filterwarnings("ignore", "invalid escape sequence", SyntaxWarning)
-warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)  # Python 3.10 and 3.11
+# Python 3.10 and 3.11
+warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)
 
 _MODULES = {
     "data": ("CroppedImageList", "make_databunch", "stratified_split"),
@@ -29,7 +32,14 @@ _MODULES = {
     "gradcam": ("get_heatmap", "grad_cam", "hooked_backward"),
     "learner": ("check_machine", "get_learner"),
     "overview": ("choose_patches", "plot_heatmap_overview", "plot_overview"),
-    "plots": ("plot_draws", "plot_outliers", "plot_patches", "plot_prediction", "plot_roc", "plot_sweep"),
+    "plots": (
+        "plot_draws",
+        "plot_outliers",
+        "plot_patches",
+        "plot_prediction",
+        "plot_roc",
+        "plot_sweep",
+    ),
     "predict": ("predict_tta", "write_submission"),
     "reader": ("read_cropped_image", "read_image"),
     "recipe": ("Recipe",),

@@ -1,4 +1,5 @@
 """`hcd run | predict | check | pack`: parse, call, print."""
+
 import argparse
 import csv
 import json
@@ -34,7 +35,8 @@ def main(arguments=None):
     try:
         return options.command(options)
     except (InputError, ValueError, TypeError, OSError) as error:
-        print(f"hcd: {' '.join(str(error).split())}", file=sys.stderr)  # one line, whatever a library wrote
+        # one line, whatever a library wrote
+        print(f"hcd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hcd: stopped; what was finished stays where it is", file=sys.stderr)
@@ -42,7 +44,8 @@ def main(arguments=None):
 
 
 def run(options):
-    """Execute the walkthrough, or go on with a run that was interrupted, and print the closing table."""
+    """Execute the walkthrough, or go on with a run that was interrupted, and print the closing
+    table."""
     if options.workers is not None and options.workers < 0:
         raise ValueError(f"--workers {options.workers} is no count; give 0 or more")
     with noted_warnings() as noted:
@@ -50,13 +53,20 @@ def run(options):
         print(f"writing to {output}")
         code, metrics = 0, None
         try:
-            run_notebook(output, {**record["parameters"], **({"resume": True} if options.resume else {})})
+            run_notebook(
+                output, {**record["parameters"], **({"resume": True} if options.resume else {})}
+            )
             metrics = json.loads((output / "metrics.json").read_text())
         except InputError:
             if not options.output and not options.resume:
                 shutil.rmtree(output)
             raise
-        except (papermill.PapermillExecutionError, DeadKernelError, KeyboardInterrupt, OSError) as error:
+        except (
+            papermill.PapermillExecutionError,
+            DeadKernelError,
+            KeyboardInterrupt,
+            OSError,
+        ) as error:
             code, line = _failure(error, output)
             print(f"hcd: {' '.join(line.split())}", file=sys.stderr)
     note_end(output, record, noted, metrics)
@@ -66,38 +76,61 @@ def run(options):
 
 
 def _failure(error, output):
-    """Return exit code and one sentence for a run that did not come to its end, with the command that goes on with it."""
+    """Return exit code and one sentence for a run that did not come to its end, with the command
+    that goes on with it."""
     go_on = f"go on with: {resume_command(os.path.relpath(output))}"
     if isinstance(error, KeyboardInterrupt):
         return 130, f"stopped; {go_on}"
     if isinstance(error, DeadKernelError):
-        return 1, ("the notebook's process was killed, most often for want of memory; give less --batch-size or --workers in a new "
-                   f"run, or {go_on}")
+        return (
+            1,
+            (
+                "the notebook's process was killed, most often for want of memory; give less"
+                f" --batch-size or --workers in a new run, or {go_on}"
+            ),
+        )
     if isinstance(error, OSError):
         return 1, f"{error}, and then {go_on}"
-    return 1, (f"{error.source.splitlines()[0][2:]} failed with {error.ename}: {error.evalue}; its traceback is in "
-               f"{output / 'walkthrough.ipynb'}, and when that is mended, {go_on}")
+    return (
+        1,
+        (
+            f"{error.source.splitlines()[0][2:]} failed with {error.ename}: {error.evalue}; its"
+            f" traceback is in {output / 'walkthrough.ipynb'}, and when that is mended, {go_on}"
+        ),
+    )
 
 
 def _new_run(options):
-    """Check what the notebook will check too, before a kernel starts or a folder is made; return the folder and its record."""
+    """Check what the notebook will check too, before a kernel starts or a folder is made; return
+    the folder and its record."""
     changes = _recipe_changes(options)
     recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
     fingerprint = open_dataset(options.data).fingerprint if options.data else None
     check_machine(recipe, options.device)
-    output = prepare_output(options.output, lock=False) if options.output else new_run_folder("outputs")
+    output = (
+        prepare_output(options.output, lock=False) if options.output else new_run_folder("outputs")
+    )
     output = output.resolve()
-    parameters = {"data_folder": str(Path(options.data).resolve()) if options.data else "", "recipe_changes": changes,
-                  "num_workers": options.workers, "device": options.device, "remove_outliers": options.remove_outliers,
-                  "back_to_stage1": options.back_to_stage1}
+    parameters = {
+        "data_folder": str(Path(options.data).resolve()) if options.data else "",
+        "recipe_changes": changes,
+        "num_workers": options.workers,
+        "device": options.device,
+        "remove_outliers": options.remove_outliers,
+        "back_to_stage1": options.back_to_stage1,
+    }
     return output, start_record(output, recipe, parameters, fingerprint)
 
 
 def _resumed_run(options):
-    """Return the folder and the record of an interrupted run; what is asked for now must be what it was run with."""
+    """Return the folder and the record of an interrupted run; what is asked for now must be what it
+    was run with."""
     for flag in ("output", "remove_outliers", "back_to_stage1"):
         if getattr(options, flag):
-            raise ValueError(f"--{flag.replace('_', '-')} cannot be given with --resume, which goes on as it began; leave it out")
+            raise ValueError(
+                f"--{flag.replace('_', '-')} cannot be given with --resume, which goes on as it"
+                " began; leave it out"
+            )
     output = prepare_output(Path(options.resume).resolve(), resume=True, lock=False)
     record = resume_record(output, _recipe_changes(options))
     parameters = record["parameters"]
@@ -112,7 +145,11 @@ def _resumed_run(options):
 
 
 def _recipe_changes(options):
-    return {field.name: getattr(options, field.name) for field in fields(Recipe) if getattr(options, field.name) is not None}
+    return {
+        field.name: getattr(options, field.name)
+        for field in fields(Recipe)
+        if getattr(options, field.name) is not None
+    }
 
 
 def predict(options):
@@ -123,8 +160,12 @@ def predict(options):
         print(f"{prediction.path}\t{prediction.label}\t{prediction.probability:.6f}")
     if options.csv:
         with whole_write(options.csv, "w", newline="") as file:
-            csv.writer(file).writerows([("path", "label", "probability"),
-                                        *((p.path, p.label, p.probability) for p in predictions)])
+            csv.writer(file).writerows(
+                [
+                    ("path", "label", "probability"),
+                    *((p.path, p.label, p.probability) for p in predictions),
+                ]
+            )
     return 0
 
 
@@ -155,53 +196,104 @@ def pack(options):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="hcd", description="Histopathologic cancer detection in fastai v1.")
+    parser = argparse.ArgumentParser(
+        prog="hcd", description="Histopathologic cancer detection in fastai v1."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
-    command = commands.add_parser("run", help="run the whole walkthrough; without --data on a synthetic sample")
+    command = commands.add_parser(
+        "run", help="run the whole walkthrough; without --data on a synthetic sample"
+    )
     command.set_defaults(command=run)
-    command.add_argument("--data", metavar="DIR", help="folder in the competition's layout; default: a synthetic sample")
-    command.add_argument("--output", metavar="DIR", help="folder to write into; default: a new one under outputs/")
-    command.add_argument("--resume", metavar="RUN", help="folder of an interrupted run to go on with")
-    command.add_argument("--workers", type=int, metavar="N", help="processes that read patches; default: one a core")
+    command.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder in the competition's layout; default: a synthetic sample",
+    )
+    command.add_argument(
+        "--output", metavar="DIR", help="folder to write into; default: a new one under outputs/"
+    )
+    command.add_argument(
+        "--resume", metavar="RUN", help="folder of an interrupted run to go on with"
+    )
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read patches; default: one a core"
+    )
     command.add_argument("--device", help="cpu, cuda, ...; default: a GPU when there is one")
-    command.add_argument("--remove-outliers", action="store_true", help="drop too dark and too bright patches (In 10)")
-    command.add_argument("--back-to-stage1", action="store_true", help="go on with the stage-1 model (In 29)")
-    recipe = command.add_argument_group("recipe", "the walkthrough's values; the sample has smaller ones of its own")
+    command.add_argument(
+        "--remove-outliers",
+        action="store_true",
+        help="drop too dark and too bright patches (In 10)",
+    )
+    command.add_argument(
+        "--back-to-stage1", action="store_true", help="go on with the stage-1 model (In 29)"
+    )
+    recipe = command.add_argument_group(
+        "recipe", "the walkthrough's values; the sample has smaller ones of its own"
+    )
     for field in fields(Recipe):
         _add_recipe_flag(recipe, field)
     command = commands.add_parser("predict", help="predict image files with a saved model folder")
     command.set_defaults(command=predict)
-    command.add_argument("model", metavar="MODEL", help="folder that `hcd run` or save_bundle wrote")
+    command.add_argument(
+        "model", metavar="MODEL", help="folder that `hcd run` or save_bundle wrote"
+    )
     command.add_argument("images", metavar="IMAGE", nargs="+", help="96 x 96 px RGB image file")
     command.add_argument("--csv", metavar="FILE", help="write the lines to this CSV file too")
-    command = commands.add_parser("check", help="read every file of a data set and report all that is wrong")
+    command = commands.add_parser(
+        "check", help="read every file of a data set and report all that is wrong"
+    )
     command.set_defaults(command=check)
     command.add_argument("data", metavar="DIR", help="folder in the competition's layout")
-    command.add_argument("--json", action="store_true", help="print everything as JSON, for machines")
-    command = commands.add_parser("pack", help="write every patch of a data set into one array, to read faster from a slow disk")
+    command.add_argument(
+        "--json", action="store_true", help="print everything as JSON, for machines"
+    )
+    command = commands.add_parser(
+        "pack",
+        help="write every patch of a data set into one array, to read faster from a slow disk",
+    )
     command.set_defaults(command=pack)
     command.add_argument("data", metavar="DIR", help="folder in the competition's layout")
-    command.add_argument("--into", metavar="FOLDER", help="folder to get the tables and the pack; default: beside the files")
+    command.add_argument(
+        "--into",
+        metavar="FOLDER",
+        help="folder to get the tables and the pack; default: beside the files",
+    )
     return parser
 
 
 def _add_recipe_flag(group, field):
     flag, value = f"--{field.name.replace('_', '-')}", field.default
     if isinstance(value, bool):
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=f"walkthrough: {value}")
+        group.add_argument(
+            flag, action=argparse.BooleanOptionalAction, default=None, help=f"walkthrough: {value}"
+        )
     elif isinstance(value, tuple):
         count = "+" if field.name == "sweep_weight_decays" else len(value)
-        group.add_argument(flag, type=float, nargs=count, metavar="X", help=f"walkthrough: {' '.join(f'{v:g}' for v in value)}")
+        group.add_argument(
+            flag,
+            type=float,
+            nargs=count,
+            metavar="X",
+            help=f"walkthrough: {' '.join(f'{v:g}' for v in value)}",
+        )
     else:
         kind = int if value is None else type(value)
-        group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"walkthrough: {value}")
+        group.add_argument(
+            flag, type=kind, metavar=kind.__name__.upper(), help=f"walkthrough: {value}"
+        )
 
 
 def _print_table(metrics, output):
-    rows = [("validation accuracy", f"{metrics['valid_accuracy']:.4f}"), ("validation AUC", f"{metrics['valid_auc']:.4f}")]
+    rows = [
+        ("validation accuracy", f"{metrics['valid_accuracy']:.4f}"),
+        ("validation AUC", f"{metrics['valid_auc']:.4f}"),
+    ]
     if "test_auc" in metrics:
         rows.append(("test AUC", f"{metrics['test_auc']:.4f}"))
-    rows += [(name, str(output / name)) for name in ("walkthrough.html", "figures", "model", "metrics.json")]
+    rows += [
+        (name, str(output / name))
+        for name in ("walkthrough.html", "figures", "model", "metrics.json")
+    ]
     for name, value in rows:
         print(f"{name:20} {value}")
 

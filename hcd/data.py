@@ -1,4 +1,5 @@
 """Data set -> split -> item list -> databunch."""
+
 import random
 
 import numpy as np
@@ -19,9 +20,11 @@ def stratified_split(labels, valid_fraction=0.1, rng_seed=None):
     Args:
         labels: (N,) of 0 and 1.
         valid_fraction: share of the rows that goes to validation, between 0 and 1.
-        rng_seed: None draws anew each time, as the walkthrough does; an int or a RandomState repeats.
+        rng_seed: None draws anew each time, as the walkthrough does; an int or a RandomState
+            repeats.
     Returns:
-        train_idx, valid_idx: two disjoint (n,) int arrays of row positions, together all rows, in random order.
+        train_idx, valid_idx: two disjoint (n,) int arrays of row positions, together all rows, in
+            random order.
     Raises:
         ValueError: a share or a table too small to leave every label on both sides.
 
@@ -29,16 +32,24 @@ def stratified_split(labels, valid_fraction=0.1, rng_seed=None):
     """
     labels = np.asarray(labels)
     if not 0 < valid_fraction < 1:
-        raise ValueError(f"valid_fraction={valid_fraction} is no share; give one between 0 and 1, 0.1 in the walkthrough")
+        raise ValueError(
+            f"valid_fraction={valid_fraction} is no share; give one between 0 and 1, 0.1 in the"
+            " walkthrough"
+        )
     kinds, counts = np.unique(labels, return_counts=True)
     n_valid = int(np.ceil(valid_fraction * len(labels)))
     sides = ()
     if len(kinds) > 1 and counts.min() > 1 and len(kinds) <= n_valid <= len(labels) - len(kinds):
-        sides = train_test_split(np.arange(len(labels)), test_size=valid_fraction, stratify=labels, random_state=rng_seed)
+        sides = train_test_split(
+            np.arange(len(labels)), test_size=valid_fraction, stratify=labels, random_state=rng_seed
+        )
     # of a rare label, sklearn's rounding can leave one side none
     if not sides or any(len(np.unique(labels[side])) < len(kinds) for side in sides):
-        raise ValueError(f"{len(labels)} labels with counts {dict(zip(kinds.tolist(), counts.tolist()))} cannot be split at "
-                         f"valid_fraction={valid_fraction}: each side needs both labels; use more patches or another share")
+        raise ValueError(
+            f"{len(labels)} labels with counts {dict(zip(kinds.tolist(), counts.tolist()))} cannot"
+            f" be split at valid_fraction={valid_fraction}: each side needs both labels; use more"
+            " patches or another share"
+        )
     train_idx, valid_idx = sides
     return train_idx, valid_idx
 
@@ -60,7 +71,8 @@ class CroppedImageList(ImageList):
     def __init__(self, items, *args, source=None, recipe=Recipe(), **kwargs):
         super().__init__(items, *args, **kwargs)
         self.source, self.recipe = source, recipe
-        self.copy_new += ["source", "recipe"]  # fastai copies these attributes to each part of a split
+        # fastai copies these attributes to each part of a split
+        self.copy_new += ["source", "recipe"]
 
     def open(self, fn):
         """Read one crop as a fastai Image of (3, crop_size, crop_size) float32 in [0, 1]."""
@@ -72,12 +84,14 @@ class CroppedImageList(ImageList):
         return self.source.locate(*fn.removesuffix(".tif").split("/")) if self.source else fn
 
     def get(self, i):
-        """Read item `i`; fastai's own would also remember the size of every item, in every process."""
+        """Read item `i`; fastai's own would also remember the size of every item, in every
+        process."""
         return self.open(self.items[i])
 
 
 class Crop(Image):
-    """A fastai Image that the reader has already cut to size, so that there is nothing left to transform."""
+    """A fastai Image that the reader has already cut to size, so that there is nothing left to
+    transform."""
 
     def __init__(self, px, rng=random):
         super().__init__(px)
@@ -98,41 +112,58 @@ def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
         dataset: see `open_dataset`.
         recipe: crop, augmentation, batch size and normalisation.
         valid_idx: row positions of the validation patches, see `stratified_split`.
-        num_workers: processes that read; None lets fastai count the cores (at most 16), 0 reads in this process.
+        num_workers: processes that read; None lets fastai count the cores (at most 16), 0 reads in
+            this process.
         device: "cpu", "cuda", ...; None takes a GPU when there is one.
     Returns:
-        fastai ImageDataBunch; batches are (batch_size, 3, crop_size, crop_size) float32, normalised.
+        fastai ImageDataBunch; batches are (batch_size, 3, crop_size, crop_size) float32,
+        normalised.
     Raises:
-        ValueError: fewer training patches than one batch (fastai would drop it and train on nothing), or valid_idx are no
-            distinct row positions.
+        ValueError: fewer training patches than one batch (fastai would drop it and train on
+            nothing), or valid_idx are no distinct row positions.
 
-    CHANGED C3: ids are joined to the data folder (the walkthrough's path '/' gives items that begin with '///'), and test
-    patches stand in sorted order.
+    CHANGED C3: ids are joined to the data folder (the walkthrough's path '/' gives items that begin
+    with '///'), and test patches stand in sorted order.
 
-    READ R2: the call that passes no transforms is garbled in the source, as are the comments between its lines.
+    READ R2: the call that passes no transforms is garbled in the source, as are the comments
+        between its lines.
 
     Source: In 12, In 14.
     """
     n_rows, n_train = len(dataset.labels), len(dataset.labels) - len(valid_idx)
     if not len(valid_idx) or len(np.intersect1d(valid_idx, np.arange(n_rows))) < len(valid_idx):
-        raise ValueError(f"valid_idx with {len(valid_idx)} entries must name some of the rows 0 to {n_rows - 1}, none of them "
-                         "twice; take those of stratified_split on this data set")
+        raise ValueError(
+            f"valid_idx with {len(valid_idx)} entries must name some of the rows 0 to {n_rows - 1},"
+            " none of them twice; take those of stratified_split on this data set"
+        )
     if n_train < recipe.batch_size:
-        raise ValueError(f"batch_size={recipe.batch_size} is more than the {n_train} training patches, and an incomplete batch is "
-                         f"dropped; give {n_train} or less")
+        raise ValueError(
+            f"batch_size={recipe.batch_size} is more than the {n_train} training patches, and an"
+            f" incomplete batch is dropped; give {n_train} or less"
+        )
     options = dict(path=dataset.root, source=dataset, recipe=recipe)
-    train, test = (np.char.add(np.char.add(f"{folder}/".encode(), id_array(ids)), b".tif")
-                   for folder, ids in (("train", dataset.labels["id"]), ("test", dataset.test_ids)))
+    train, test = (
+        np.char.add(np.char.add(f"{folder}/".encode(), id_array(ids)), b".tif")
+        for folder, ids in (("train", dataset.labels["id"]), ("test", dataset.test_ids))
+    )
     workers = {} if num_workers is None else {"num_workers": num_workers}
     pin_memory = torch.cuda.is_available()  # torch warns where nothing needs pinned memory
-    parts = CroppedImageList(train, inner_df=dataset.labels[["label"]], **options).split_by_idx(valid_idx)
-    for part in (parts.train, parts.valid):  # numpy's text takes four times the room; unlike Python's no worker copies it as it reads
+    parts = CroppedImageList(train, inner_df=dataset.labels[["label"]], **options).split_by_idx(
+        valid_idx
+    )
+    # numpy's text takes four times the room; unlike Python's no worker copies it as it reads
+    for part in (parts.train, parts.valid):
         part.items = part.items.astype(str)
-    data = (parts.label_from_df(cols="label")
-            .add_test(CroppedImageList(test.astype(str), **options))
-            .transform([[], []], size=recipe.crop_size)  # the reader has augmented already
-            .databunch(bs=recipe.batch_size, device=find_device(device), pin_memory=pin_memory, **workers)
-            .normalize((torch.tensor(recipe.mean), torch.tensor(recipe.std))))
-    data.single_dl.dl.pin_memory = pin_memory  # fastai passes the option on to every loader but this one
+    data = (
+        parts.label_from_df(cols="label")
+        .add_test(CroppedImageList(test.astype(str), **options))
+        .transform([[], []], size=recipe.crop_size)  # the reader has augmented already
+        .databunch(
+            bs=recipe.batch_size, device=find_device(device), pin_memory=pin_memory, **workers
+        )
+        .normalize((torch.tensor(recipe.mean), torch.tensor(recipe.std)))
+    )
+    # fastai passes the option on to every loader but this one
+    data.single_dl.dl.pin_memory = pin_memory
     replace_loaders(data, recipe)
     return data

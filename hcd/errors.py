@@ -1,8 +1,10 @@
-"""The one base of what a user can mend; the command line turns it into one sentence and exit code 2."""
+"""The one base of what a user can mend; the command line turns it into one sentence and exit code
+2."""
 
 
 class InputError(ValueError):
-    """Whatever the user can mend: its text names the value, the rule and the remedy, in one sentence."""
+    """Whatever the user can mend: its text names the value, the rule and the remedy, in one
+    sentence."""
 
 
 class InputTypeError(InputError, TypeError):

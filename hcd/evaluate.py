@@ -1,4 +1,5 @@
 """Accuracy, ROC and AUC from predicted probabilities."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,8 @@ from sklearn.metrics import auc, roc_curve
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """How well probabilities match labels: two shares in [0, 1] and the ROC curve's points, (P,) float64 each."""
+    """How well probabilities match labels: two shares in [0, 1] and the ROC curve's points, (P,)
+    float64 each."""
 
     accuracy: float
     auc: float
@@ -27,16 +29,31 @@ def score_predictions(probabilities, labels):
     Raises:
         ValueError: shapes differ, a probability is not in [0, 1], or only one label is there.
 
-    CHANGED C4: the walkthrough takes exp of the probabilities first, which leaves the AUC as it is but not the thresholds.
+    CHANGED C4: the walkthrough takes exp of the probabilities first, which leaves the AUC as it is
+        but not the thresholds.
 
     Source: In 30, In 37.
     """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     if labels.ndim != 1 or probabilities.shape != (len(labels), 2):
-        raise ValueError(f"probabilities have shape {probabilities.shape} and labels {labels.shape}; give (N, 2) and (N,)")
+        raise ValueError(
+            f"probabilities have shape {probabilities.shape} and labels {labels.shape}; give (N, 2)"
+            " and (N,)"
+        )
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError("a probability is outside [0, 1] or not a number; give softmax outputs, not logits")
+        raise ValueError(
+            "a probability is outside [0, 1] or not a number; give softmax outputs, not logits"
+        )
     if set(np.unique(labels)) != {0, 1}:
-        raise ValueError(f"labels hold {np.unique(labels)[:5].tolist()}; a ROC curve needs both 0 and 1 and nothing else")
+        raise ValueError(
+            f"labels hold {np.unique(labels)[:5].tolist()}; a ROC curve needs both 0 and 1 and"
+            " nothing else"
+        )
     fpr, tpr, thresholds = roc_curve(labels, probabilities[:, 1], pos_label=1)
-    return Score(float((probabilities.argmax(1) == labels).mean()), float(auc(fpr, tpr)), fpr, tpr, thresholds)
+    return Score(
+        float((probabilities.argmax(1) == labels).mean()),
+        float(auc(fpr, tpr)),
+        fpr,
+        tpr,
+        thresholds,
+    )

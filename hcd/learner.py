@@ -1,4 +1,5 @@
 """Databunch -> learner."""
+
 from dataclasses import replace
 
 import torch
@@ -25,14 +26,16 @@ def get_learner(data, recipe, path="."):
     Raises:
         ValueError: unknown architecture. FileNotFoundError: no pretrained weights to be had.
 
-    KEPT K4: "frozen" layers still train their batch norms (fastai's train_bn), and weight decay still shrinks their biases
-    (DenseNet has none). Without pretrained weights nothing is frozen.
-    CHANGED C15: built from the parts of fastai's `cnn_learner` (once `create_cnn`), since torchvision takes weights= now.
+    KEPT K4: "frozen" layers still train their batch norms (fastai's train_bn), and weight decay
+    still shrinks their biases (DenseNet has none). Without pretrained weights nothing is frozen.
+    CHANGED C15: built from the parts of fastai's `cnn_learner` (once `create_cnn`), since
+        torchvision takes weights= now.
     READ R3: `callback_fns>ShowGraph` is read as `callback_fns=ShowGraph`.
 
     Source: In 16.
     """
-    # these lines are fastai's cnn_learner, which would hand `pretrained` to torchvision in the way it no longer takes
+    # these lines are fastai's cnn_learner, which would hand `pretrained` to torchvision in the way
+    # it no longer takes
     if recipe.pretrained:
         require_weights(find_arch(recipe.arch))
     model, split = build_model(recipe, data.c)
@@ -49,12 +52,14 @@ def get_learner(data, recipe, path="."):
 
 
 def check_machine(recipe, device=None):
-    """Find out before any work whether this machine can train the recipe and `save_bundle` its model.
+    """Find out before any work whether this machine can train the recipe and `save_bundle` its
+    model.
 
     Args:
         recipe: `arch` and `pretrained`. device: see `find_device`.
     Raises:
-        ValueError: unknown architecture, one that fastai cannot cut, no such device. FileNotFoundError: no pretrained weights.
+        ValueError: unknown architecture, one that fastai cannot cut, no such device.
+            FileNotFoundError: no pretrained weights.
     """
     find_device(device)
     if isinstance(recipe.arch, str):
@@ -71,9 +76,11 @@ def build_model(recipe, n_classes=2):
         n_classes: outputs of the head.
     Returns:
         model: nn.Sequential(body, head), (B, 3, H, W) -> (B, n_classes) logits.
-        split: function of the model that gives the first layer of each layer group but the first, see fastai's `Learner.split`.
+        split: function of the model that gives the first layer of each layer group but the first,
+            see fastai's `Learner.split`.
     Raises:
-        ValueError: unknown architecture, or one that does not end in a pooling layer and a classifier, where fastai cuts.
+        ValueError: unknown architecture, or one that does not end in a pooling layer and a
+            classifier, where fastai cuts.
 
     CHANGED C18: fastai cuts others in the wrong place in silence, or fails far below.
     """
@@ -85,14 +92,23 @@ def build_model(recipe, n_classes=2):
         return whole[0]
 
     try:
-        model = create_cnn_model(build, n_classes, meta["cut"], recipe.pretrained, ps=recipe.head_dropout)
-        if 2 * _count_convolutions(model[0]) < _count_convolutions(whole[0]):  # ShuffleNet's only pooling layer is in its stem
+        model = create_cnn_model(
+            build, n_classes, meta["cut"], recipe.pretrained, ps=recipe.head_dropout
+        )
+        # ShuffleNet's only pooling layer is in its stem
+        if 2 * _count_convolutions(model[0]) < _count_convolutions(whole[0]):
             raise RuntimeError("most of its layers come after the last pooling layer")
     except (StopIteration, RuntimeError) as error:
-        name, reason = getattr(arch, "__name__", arch), " ".join([type(error).__name__, *str(error).split()])[:120]
-        raise ValueError(f"arch={name!r} cannot be made into body and head by fastai ({reason}); choose another, such as "
-                         "densenet169 or resnet50") from error
-    if torch.backends.cudnn.deterministic:  # asked for by set_rng_seed, and cnn_config has just switched the benchmark on
+        name, reason = (
+            getattr(arch, "__name__", arch),
+            " ".join([type(error).__name__, *str(error).split()])[:120],
+        )
+        raise ValueError(
+            f"arch={name!r} cannot be made into body and head by fastai ({reason}); choose another,"
+            " such as densenet169 or resnet50"
+        ) from error
+    # asked for by set_rng_seed, and cnn_config has just switched the benchmark on
+    if torch.backends.cudnn.deterministic:
         torch.backends.cudnn.benchmark = False
     return model, meta["split"]
 
@@ -105,7 +121,8 @@ def build_shapes(recipe):
     Returns:
         model: nn.Sequential(body, head) of tensors that have a shape and a type but no values.
     Raises:
-        ValueError: as `build_model`, or an architecture whose shapes torch cannot work out without memory (RegNet).
+        ValueError: as `build_model`, or an architecture whose shapes torch cannot work out without
+            memory (RegNet).
     """
     with torch.device("meta"):
         return build_model(replace(recipe, pretrained=False))[0]

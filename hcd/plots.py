@@ -1,8 +1,10 @@
 """Draw the walkthrough's figures from arrays.
 
-Each function returns one new pyplot figure and neither shows nor closes it: a notebook displays it at the end of its
-cell; a script saves it and then closes it. Images are (H, W, 3), or gray (H, W), uint8 or float in [0, 1].
+Each function returns one new pyplot figure and neither shows nor closes it: a notebook displays it
+at the end of its cell; a script saves it and then closes it. Images are (H, W, 3), or gray (H, W),
+uint8 or float in [0, 1].
 """
+
 import textwrap
 from dataclasses import dataclass
 from itertools import cycle
@@ -14,12 +16,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 CENTRE = 32  # px, side of the square in the middle of a patch that decides its label
-LINES = [("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]  # told apart without colour too
+# told apart without colour too
+LINES = [("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Hold one picture of `plot_patch_grid`; the heatmap, (h, w) of any size and scale, is drawn over the image."""
+    """Hold one picture of `plot_patch_grid`; the heatmap, (h, w) of any size and scale, is drawn
+    over the image."""
 
     image: Any
     caption: str = ""
@@ -29,24 +33,42 @@ class Cell:
 def plot_patches(negatives, positives, title, centre_box=False):
     """Draw up to five negative patches above up to five tumour patches.
 
-    Args: negatives, positives: images; title: str; centre_box: outline the centre 32 x 32 px in blue or red.
+    Args: negatives, positives: images; title: str; centre_box: outline the centre 32 x 32 px in
+    blue or red.
     Returns: Figure of 2 x 5 axes in px; those without a patch are hidden.
-    Raises: ValueError: no patch at all, more than five of a class, not an image, or a box that does not fit.
+    Raises: ValueError: no patch at all, more than five of a class, not an image, or a box that does
+    not fit.
 
-    CHANGED C10: axes count pixel edges, so the box frames exactly pixels 32 to 63; the walkthrough's lies half a pixel off.
+    CHANGED C10: axes count pixel edges, so the box frames exactly pixels 32 to 63; the
+    walkthrough's lies half a pixel off.
 
     Source: In 3, In 5.
     """
-    rows = [("Negative", [Cell(image) for image in negatives]), ("Tumour", [Cell(image) for image in positives])]
+    rows = [
+        ("Negative", [Cell(image) for image in negatives]),
+        ("Tumour", [Cell(image) for image in positives]),
+    ]
     sides = [side for _, cells in rows for cell in cells for side in np.shape(cell.image)[:2]]
     if centre_box and min(sides, default=CENTRE) < CENTRE:
-        raise ValueError(f"a patch side of {min(sides)} px is below {CENTRE} px: set centre_box=False")
+        raise ValueError(
+            f"a patch side of {min(sides)} px is below {CENTRE} px: set centre_box=False"
+        )
     figure, axes = _draw_rows(rows, 5, (15, 6.6), title, ticks=True)
     for row, (_, cells), colour in zip(axes, rows, ("blue", "red")):
         for axis, cell in zip(row, cells) if centre_box else ():
             height, width = np.shape(cell.image)[:2]
-            axis.add_patch(Rectangle(((width - CENTRE) / 2, (height - CENTRE) / 2), CENTRE, CENTRE, linewidth=4,
-                                     edgecolor=colour, facecolor="none", linestyle=":", capstyle="round"))
+            axis.add_patch(
+                Rectangle(
+                    ((width - CENTRE) / 2, (height - CENTRE) / 2),
+                    CENTRE,
+                    CENTRE,
+                    linewidth=4,
+                    edgecolor=colour,
+                    facecolor="none",
+                    linestyle=":",
+                    capstyle="round",
+                )
+            )
     return figure
 
 
@@ -59,13 +81,16 @@ def plot_draws(images, title):
     Source: In 6.
     """
     cells = [Cell(image) for image in images]
-    return _draw_rows([("", cells)], len(cells), (min(3 * len(cells), 16), 3.6), title, ticks=True)[0]
+    return _draw_rows([("", cells)], len(cells), (min(3 * len(cells), 16), 3.6), title, ticks=True)[
+        0
+    ]
 
 
 def plot_outliers(dark, bright, most=6):
     """Draw the patches that are almost black or almost white.
 
-    Args: dark, bright: lists, perhaps empty, of (id, label, image); most: how many of each are shown.
+    Args: dark, bright: lists, perhaps empty, of (id, label, image); most: how many of each are
+    shown.
     Returns: Figure of 2 x most axes; a row tells its count, "6 of 9" where some are left out.
     Raises: ValueError: most is below 1, or not an image.
 
@@ -77,18 +102,35 @@ def plot_outliers(dark, bright, most=6):
         raise ValueError(f"most={most} leaves nothing to show: it must be at least 1")
     rows = []
     for name, found in (("Extremely dark", dark), ("Extremely bright", bright)):
-        count = f"\n{most} of {len(found)}" if len(found) > most else f"\n{len(found)} found" if len(found) else ""
+        count = (
+            f"\n{most} of {len(found)}"
+            if len(found) > most
+            else f"\n{len(found)} found"
+            if len(found)
+            else ""
+        )
         # 40 hex characters take two lines of 20
-        rows.append((name + count, [Cell(image, f"{textwrap.fill(str(patch_id), 20)}\nlabel {label}")
-                                    for patch_id, label, image in found[:most]]))
+        rows.append(
+            (
+                name + count,
+                [
+                    Cell(image, f"{textwrap.fill(str(patch_id), 20)}\nlabel {label}")
+                    for patch_id, label, image in found[:most]
+                ],
+            )
+        )
     title = "Almost black and almost white patches"
-    return _draw_rows(rows, most, (2.5 * most + 1, 7), title, may_be_empty=True, fontsize=9, family="monospace")[0]
+    return _draw_rows(
+        rows, most, (2.5 * most + 1, 7), title, may_be_empty=True, fontsize=9, family="monospace"
+    )[0]
 
 
 def plot_sweep(curves):
-    """Draw the learning-rate sweeps of several weight decays into one plot, its limits taken from the curves.
+    """Draw the learning-rate sweeps of several weight decays into one plot, its limits taken from
+    the curves.
 
-    Args: curves: objects with .weight_decay, .lrs and .losses (smoothed already); a loss not finite leaves a gap.
+    Args: curves: objects with .weight_decay, .lrs and .losses (smoothed already); a loss not finite
+    leaves a gap.
     Returns: Figure of one axes, learning rate on a logarithmic axis, one line a curve.
     Raises: ValueError: no curves, or a curve with more or fewer learning rates than losses.
 
@@ -101,18 +143,27 @@ def plot_sweep(curves):
     lines, usable = [], []
     for curve in curves:
         name = _short(curve.weight_decay)
-        lrs, losses = (np.array([float(value) for value in values]) for values in (curve.lrs, curve.losses))
+        lrs, losses = (
+            np.array([float(value) for value in values]) for values in (curve.lrs, curve.losses)
+        )
         if len(lrs) != len(losses):
-            raise ValueError(f"weight decay {name} has {len(lrs)} learning rates and {len(losses)} losses: "
-                             "give one loss a learning rate")
+            raise ValueError(
+                f"weight decay {name} has {len(lrs)} learning rates and {len(losses)} losses: "
+                "give one loss a learning rate"
+            )
         finite = np.isfinite(losses) & np.isfinite(lrs) & (lrs > 0)
-        style = dict(label=name if finite.any() else f"{name} (no finite loss)", marker="o" if sum(finite) == 1 else "")
+        style = dict(
+            label=name if finite.any() else f"{name} (no finite loss)",
+            marker="o" if sum(finite) == 1 else "",
+        )
         lines.append((lrs, np.where(finite, losses, np.nan), style))
         usable += [(lrs[finite], losses[finite])] if finite.any() else []
     figure, axis = plt.subplots(figsize=(9, 5.5), constrained_layout=True)
     for (lrs, losses, style), (colour, dashes) in zip(lines, cycle(LINES)):
         axis.plot(lrs, losses, color=colour, linestyle=dashes, linewidth=2, **style)
-    axis.set(xscale="log", xlabel="Learning rate", ylabel="Loss (smoothed)", title="Learning-rate sweep")
+    axis.set(
+        xscale="log", xlabel="Learning rate", ylabel="Loss (smoothed)", title="Learning-rate sweep"
+    )
     if usable:
         _limit_sweep(axis, usable)
     axis.legend(title="Weight decay")
@@ -125,9 +176,11 @@ def plot_patch_grid(rows, title):
 
     Args: rows: list of (row label, list of up to four `Cell`); title: str, what the captions mean.
     Returns: Figure of len(rows) x 4 axes; those without a cell are hidden.
-    Raises: ValueError: no cell at all, more than four in a row, not an image, or not a finite 2-D heatmap.
+    Raises: ValueError: no cell at all, more than four in a row, not an image, or not a finite 2-D
+    heatmap.
 
-    CHANGED C13: grey levels keep one scale and the heatmap covers the image exactly; the walkthrough stretches each patch.
+    CHANGED C13: grey levels keep one scale and the heatmap covers the image exactly; the
+    walkthrough stretches each patch.
 
     Source: In 31, In 35.
     """
@@ -137,20 +190,34 @@ def plot_patch_grid(rows, title):
 def plot_roc(false_positive_rate, true_positive_rate, auc):
     """Draw the receiver operating characteristic above the diagonal of chance.
 
-    Args: false_positive_rate, true_positive_rate: (T,) floats in [0, 1], one a threshold; auc: area under the curve.
+    Args: false_positive_rate, true_positive_rate: (T,) floats in [0, 1], one a threshold; auc: area
+    under the curve.
     Returns: Figure of one square axes, the AUC in its legend.
     Raises: ValueError: the two rates differ in length.
     Source: In 38.
     """
     if len(false_positive_rate) != len(true_positive_rate):
-        raise ValueError(f"{len(false_positive_rate)} false and {len(true_positive_rate)} true positive rates: "
-                         "give one of each a threshold")
+        raise ValueError(
+            f"{len(false_positive_rate)} false and {len(true_positive_rate)} true positive rates: "
+            "give one of each a threshold"
+        )
     figure, axis = plt.subplots(figsize=(6, 6), constrained_layout=True)
-    axis.plot(false_positive_rate, true_positive_rate, color="darkorange", linewidth=2,
-              label=f"ROC curve (AUC = {auc:.4f})")
+    axis.plot(
+        false_positive_rate,
+        true_positive_rate,
+        color="darkorange",
+        linewidth=2,
+        label=f"ROC curve (AUC = {auc:.4f})",
+    )
     axis.plot([0, 1], [0, 1], color="navy", linestyle="--", label="Chance")
-    axis.set(xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal", xlabel="False positive rate",
-             ylabel="True positive rate", title="Receiver operating characteristic")
+    axis.set(
+        xlim=(-0.01, 1),
+        ylim=(0, 1.01),
+        aspect="equal",
+        xlabel="False positive rate",
+        ylabel="True positive rate",
+        title="Receiver operating characteristic",
+    )
     axis.legend(loc="lower right")
     return figure
 
@@ -164,34 +231,64 @@ def plot_prediction(image, label, probability):
     Source: In 45.
     """
     if not 0 <= probability <= 1:
-        raise ValueError(f"probability={probability} is not within 0 to 1: apply softmax to logits first")
-    return _draw_rows([("", [Cell(image, f"{label}, tumour probability {probability:.2f}")])], 1, (4, 4.3), None)[0]
+        raise ValueError(
+            f"probability={probability} is not within 0 to 1: apply softmax to logits first"
+        )
+    return _draw_rows(
+        [("", [Cell(image, f"{label}, tumour probability {probability:.2f}")])], 1, (4, 4.3), None
+    )[0]
 
 
-def _draw_rows(rows, columns, size, title, ticks=False, horizontal=False, may_be_empty=False, **caption_style):
+def _draw_rows(
+    rows, columns, size, title, ticks=False, horizontal=False, may_be_empty=False, **caption_style
+):
     """Lay out (label, cells) rows; return the figure and its (rows, columns) axes."""
     longest = max((len(cells) for _, cells in rows), default=0)
     if not (longest or may_be_empty):
         raise ValueError("0 images: there is nothing to plot; give at least one")
     if longest > columns:
         raise ValueError(f"a row of {longest} images does not fit: give at most {columns} a row")
-    pixels = [[_pixels(cell) for cell in cells] for _, cells in rows]  # checked before a figure is left lying about
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, constrained_layout=True)
+    # checked before a figure is left lying about
+    pixels = [[_pixels(cell) for cell in cells] for _, cells in rows]
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=size, squeeze=False, constrained_layout=True
+    )
     figure.suptitle(title or "", fontsize=18)
     for row, (label, cells), images in zip(axes, rows, pixels):
         for column, axis in enumerate(row):
-            axis.set(visible=column < max(len(cells), 1), **({} if ticks else dict(xticks=[], yticks=[])))
+            axis.set(
+                visible=column < max(len(cells), 1), **({} if ticks else dict(xticks=[], yticks=[]))
+            )
         for axis, cell, image in zip(row, cells, images):
-            extent = (0, image.shape[1], image.shape[0], 0)  # px from the upper left corner: left, right, bottom, top
+            # px from the upper left corner: left, right, bottom, top
+            extent = (0, image.shape[1], image.shape[0], 0)
             # fixed ends: a blank gray patch stays white or black instead of being stretched
-            axis.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1, extent=extent)
+            axis.imshow(
+                image,
+                cmap="gray",
+                vmin=0,
+                vmax=255 if image.dtype == np.uint8 else 1,
+                extent=extent,
+            )
             if cell.heatmap is not None:
-                axis.imshow(cell.heatmap, cmap="inferno", alpha=0.5, interpolation="bilinear", extent=extent)
+                axis.imshow(
+                    cell.heatmap, cmap="inferno", alpha=0.5, interpolation="bilinear", extent=extent
+                )
             axis.set_title(cell.caption, **caption_style)
         if not cells:  # the first axes stays for the row's label
             row[0].set(frame_on=False, xticks=[], yticks=[])
-            row[0].text(0.5, 0.5, "none found", ha="center", va="center", fontsize=14, transform=row[0].transAxes)
-        row[0].set_ylabel(label, fontsize=14, **(dict(rotation=0, ha="right", va="center") if horizontal else {}))
+            row[0].text(
+                0.5,
+                0.5,
+                "none found",
+                ha="center",
+                va="center",
+                fontsize=14,
+                transform=row[0].transAxes,
+            )
+        row[0].set_ylabel(
+            label, fontsize=14, **(dict(rotation=0, ha="right", va="center") if horizontal else {})
+        )
     return figure, axes
 
 
@@ -199,13 +296,24 @@ def _pixels(cell):
     """Return a cell's image as an array, checked like its heatmap."""
     image = np.asarray(cell.image)
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
-        raise ValueError(f"an image of shape {image.shape} cannot be shown: it must be (H, W, 3) or (H, W)")
-    if cell.heatmap is not None and (np.ndim(cell.heatmap) != 2 or not np.isfinite(np.asarray(cell.heatmap)).all()):
-        raise ValueError(f"a heatmap of shape {np.shape(cell.heatmap)} cannot be shown: it must be (h, w), all finite")
+        raise ValueError(
+            f"an image of shape {image.shape} cannot be shown: it must be (H, W, 3) or (H, W)"
+        )
+    if cell.heatmap is not None and (
+        np.ndim(cell.heatmap) != 2 or not np.isfinite(np.asarray(cell.heatmap)).all()
+    ):
+        raise ValueError(
+            f"a heatmap of shape {np.shape(cell.heatmap)} cannot be shown: it must be (h, w), all"
+            " finite"
+        )
     # denormalising in float32 may overshoot by a rounding error; NaN fails the comparison
-    if image.dtype != np.uint8 and not (image.dtype.kind == "f" and image.min() >= -1e-3 and image.max() <= 1.001):
-        raise ValueError(f"an image of {image.dtype} from {image.min()} to {image.max()} cannot be shown: it must be "
-                         "uint8, or float within [0, 1]; denormalise it first")
+    if image.dtype != np.uint8 and not (
+        image.dtype.kind == "f" and image.min() >= -1e-3 and image.max() <= 1.001
+    ):
+        raise ValueError(
+            f"an image of {image.dtype} from {image.min()} to {image.max()} cannot be shown: it"
+            " must be uint8, or float within [0, 1]; denormalise it first"
+        )
     return image if image.dtype == np.uint8 else image.clip(0, 1)
 
 
@@ -217,15 +325,17 @@ def _short(number):
 
 def _limit_sweep(axis, curves):
     """Limit both axes to what matters in the curves, (lrs, losses) pairs, finite and not empty."""
-    # middle of a curve's first half: neither the noisy start nor the divergence that ends a sweep moves it
-    plateaus = [np.median(losses[:(len(losses) + 1) // 2]) for _, losses in curves]
+    # middle of a curve's first half: neither the noisy start nor the divergence that ends a sweep
+    # moves it
+    plateaus = [np.median(losses[: (len(losses) + 1) // 2]) for _, losses in curves]
     low = min(losses.min() for _, losses in curves)
     span = max(max(plateaus) - low, 0.05 * abs(low), 1e-3)
     top = low + 1.25 * span
-    left, right = [], []  # learning rates at which each curve has left its plateau, and leaves the plot
+    # learning rates at which each curve has left its plateau, and leaves the plot
+    left, right = [], []
     for (lrs, losses), plateau in zip(curves, plateaus):
         least = losses.argmin()
-        down = losses[:least + 1] > losses[least] + 0.8 * (plateau - losses[least])
+        down = losses[: least + 1] > losses[least] + 0.8 * (plateau - losses[least])
         left.append(lrs[np.flatnonzero(down).max(initial=0)])
         right.append(lrs[np.flatnonzero(losses <= top).max(initial=least)])
     ends = max(min(left) / 10, min(lrs.min() for lrs, _ in curves) / 2), max(right) * 2

@@ -1,4 +1,5 @@
 """Averaged augmented predictions and the submission file."""
+
 import random
 import time
 from pathlib import Path
@@ -19,14 +20,16 @@ SECONDS_BETWEEN_SAVES = 30
 
 
 def predict_tta(learner, passes=12, progress=True, checkpoints=None):
-    """Predict the test set several times, each time with fresh augmentation, and average (test-time augmentation).
+    """Predict the test set several times, each time with fresh augmentation, and average (test-time
+    augmentation).
 
-    CHANGED C20: all augmentations are drawn at the start, from Python's `random`, pass by pass; then each patch is read once for
-    all passes, where the walkthrough reads it in each.
+    CHANGED C20: all augmentations are drawn at the start, from Python's `random`, pass by pass;
+    then each patch is read once for all passes, where the walkthrough reads it in each.
 
     Args:
         learner: its databunch holds the test set.
-        passes: number of passes. progress: show a bar. checkpoints: see `Checkpoints`; a resumed run skips finished patches.
+        passes: number of passes. progress: show a bar. checkpoints: see `Checkpoints`; a resumed
+            run skips finished patches.
     Returns:
         (N, 2) float64 mean probabilities of negative and tumour, in test-set order.
     Raises:
@@ -50,12 +53,25 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
     crops = DrawnCrops(test_dl.x, passes)
     waiting = Subset(crops, range(len(means[0]) if means else 0, len(crops)))
     # as many crops at a time as training takes; each loader item is one patch with all its passes
-    loader = DataLoader(waiting, batch_size=max(1, test_dl.batch_size // passes), collate_fn=_join, num_workers=test_dl.num_workers,
-                        pin_memory=test_dl.pin_memory, generator=torch.Generator())
+    loader = DataLoader(
+        waiting,
+        batch_size=max(1, test_dl.batch_size // passes),
+        collate_fn=_join,
+        num_workers=test_dl.num_workers,
+        pin_memory=test_dl.pin_memory,
+        generator=torch.Generator(),
+    )
     learner.model.eval()
     saved = time.monotonic()
-    with torch.no_grad(), tqdm(total=len(crops), initial=len(crops) - len(waiting), desc=f"{passes} averaged passes",
-                               disable=not progress) as bar:
+    with (
+        torch.no_grad(),
+        tqdm(
+            total=len(crops),
+            initial=len(crops) - len(waiting),
+            desc=f"{passes} averaged passes",
+            disable=not progress,
+        ) as bar,
+    ):
         for batch in DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join):
             probabilities = torch.softmax(learner.model(batch[0]), 1).reshape(-1, passes, 2)
             means.append(probabilities.double().mean(1).cpu())
@@ -67,7 +83,8 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
 
 
 class DrawnCrops(Dataset):
-    """Items of a CroppedImageList, each as (passes, 3, crop_size, crop_size) float32 crops that were drawn beforehand."""
+    """Items of a CroppedImageList, each as (passes, 3, crop_size, crop_size) float32 crops that
+    were drawn beforehand."""
 
     def __init__(self, items, passes):
         self.items = items
@@ -103,21 +120,32 @@ def write_submission(path, dataset, learner, probabilities):
     Raises:
         ValueError: a shape, id or value that a submission may not have; nothing is written then.
 
-    CHANGED C6: predictions find their id by the file's stem; the walkthrough's look-up by path fails.
+    CHANGED C6: predictions find their id by the file's stem; the walkthrough's look-up by path
+        fails.
 
     Source: In 41.
     """
     probabilities = np.asarray(probabilities)
     ids = [Path(item).stem for item in learner.data.test_ds.items]
     if probabilities.shape != (len(ids), 2):
-        raise ValueError(f"probabilities have shape {probabilities.shape} for {len(ids)} test patches; give ({len(ids)}, 2)")
+        raise ValueError(
+            f"probabilities have shape {probabilities.shape} for {len(ids)} test patches; give"
+            f" ({len(ids)}, 2)"
+        )
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError("a probability is outside [0, 1] or not a number; no submission was written, check the model")
+        raise ValueError(
+            "a probability is outside [0, 1] or not a number; no submission was written, check the"
+            " model"
+        )
     if len(set(ids)) != len(ids) or sorted(ids) != sorted(dataset.sample_ids):
-        raise ValueError(f"the {len(set(ids))} predicted ids are not the {len(dataset.sample_ids)} of sample_submission.csv; "
-                         "predict the test set of this very data set")
+        raise ValueError(
+            f"the {len(set(ids))} predicted ids are not the {len(dataset.sample_ids)} of"
+            " sample_submission.csv; predict the test set of this very data set"
+        )
     tumour = dict(zip(ids, probabilities[:, 1]))
-    table = pd.DataFrame({"id": dataset.sample_ids, "label": [tumour[patch_id] for patch_id in dataset.sample_ids]})
+    table = pd.DataFrame(
+        {"id": dataset.sample_ids, "label": [tumour[patch_id] for patch_id in dataset.sample_ids]}
+    )
     with whole_write(path, "w", newline="") as file:
         table.to_csv(file, index=False)
     return table

@@ -1,4 +1,5 @@
 """File -> patch; patch -> augmented crop."""
+
 import random
 from functools import cache
 
@@ -14,13 +15,16 @@ def read_image(path):
     """Read one image file.
 
     Args:
-        path: an 8-bit RGB image; the competition's are TIFF. A `PackedPatch` gives its pixels, a read-only view.
+        path: an 8-bit RGB image; the competition's are TIFF. A `PackedPatch` gives its pixels, a
+            read-only view.
     Returns:
         (H, W, 3) uint8 RGB, 0 to 255.
     Raises:
-        FileNotFoundError: no such file. ValueError: no readable image, or one that is not 8-bit RGB.
+        FileNotFoundError: no such file. ValueError: no readable image, or one that is not 8-bit
+            RGB.
 
-    CHANGED C14: the walkthrough's reader turns grey, 16-bit and alpha images into 8-bit colour in silence.
+    CHANGED C14: the walkthrough's reader turns grey, 16-bit and alpha images into 8-bit colour in
+        silence.
 
     Source: In 2.
     """
@@ -35,13 +39,20 @@ def read_image(path):
     if image is None:
         width, height = claimed_size(content) or (0, 0)
         if width * height > MOST_PIXELS:
-            raise ValueError(f"{path} claims {width} x {height} px; at most {MOST_PIXELS} px are decoded, restore it from the data set")
-        raise ValueError(f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or no TIFF, PNG or JPEG, "
-                         "restore it from the data set")
+            raise ValueError(
+                f"{path} claims {width} x {height} px; at most {MOST_PIXELS} px are decoded,"
+                " restore it from the data set"
+            )
+        raise ValueError(
+            f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or no"
+            " TIFF, PNG or JPEG, restore it from the data set"
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         channels = 1 if image.ndim == 2 else image.shape[2]
-        raise ValueError(f"{path} has {channels} channel(s) of {image.dtype}; a patch is 8-bit RGB with 3, convert or "
-                         "restore it")
+        raise ValueError(
+            f"{path} has {channels} channel(s) of {image.dtype}; a patch is 8-bit RGB with 3,"
+            " convert or restore it"
+        )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -56,8 +67,10 @@ def read_patch(path, recipe=Recipe()):
     image = read_image(path)
     size = recipe.original_size
     if image.shape[:2] != (size, size):
-        raise ValueError(f"{path} is {image.shape[1]} x {image.shape[0]} px; the recipe reads patches of {size} x {size} px, "
-                         "restore the file or change original_size")
+        raise ValueError(
+            f"{path} is {image.shape[1]} x {image.shape[0]} px; the recipe reads patches of {size}"
+            f" x {size} px, restore the file or change original_size"
+        )
     return image
 
 
@@ -66,11 +79,13 @@ def read_cropped_image(path, augmentations=True, recipe=Recipe(), rng=random):
 
     Args:
         path: the patch's file.
-        augmentations: False returns the whole patch unchanged (for statistics), True a fresh draw every call.
+        augmentations: False returns the whole patch unchanged (for statistics), True a fresh draw
+            every call.
         recipe: sizes and ranges of the augmentations.
         rng: source of the draws, with Python's `random` interface.
     Returns:
-        (crop_size, crop_size, 3) float32 RGB in [0, 1]; without augmentations (original_size, original_size, 3).
+        (crop_size, crop_size, 3) float32 RGB in [0, 1]; without augmentations (original_size,
+        original_size, 3).
     Raises:
         FileNotFoundError, ValueError: as `read_patch`.
 
@@ -90,10 +105,11 @@ def augment(patch, recipe=Recipe(), rng=random):
     Args:
         patch: (original_size, original_size, 3) uint8 RGB.
     Returns:
-        (crop_size, crop_size, 3) float32 RGB in [0, 1], C-contiguous; equal bit for bit to the walkthrough's float64
-        arithmetic rounded to float32.
+        (crop_size, crop_size, 3) float32 RGB in [0, 1], C-contiguous; equal bit for bit to the
+        walkthrough's float64 arithmetic rounded to float32.
 
-    KEPT K2: the turn is about (48, 48), half a pixel off the patch's centre, and leaves black corners that a shifted crop can show.
+    KEPT K2: the turn is about (48, 48), half a pixel off the patch's centre, and leaves black
+        corners that a shifted crop can show.
 
     Source: In 4.
     """
@@ -101,8 +117,9 @@ def augment(patch, recipe=Recipe(), rng=random):
 
 
 def draw_augmentation(recipe=Recipe(), rng=random):
-    """Draw what `apply_draw` does to a patch, seven whole numbers: turn in degrees, first row and column, two flips, brightness
-    and contrast in percent. Their order is part of the result: golden arrays and period parity depend on it.
+    """Draw what `apply_draw` does to a patch, seven whole numbers: turn in degrees, first row and
+    column, two flips, brightness and contrast in percent. Their order is part of the result: golden
+    arrays and period parity depend on it.
     """
     turn = rng.randint(-recipe.max_rotation, recipe.max_rotation)
     if recipe.quarter_turns:
@@ -121,7 +138,7 @@ def apply_draw(patch, draw, recipe=Recipe()):
     size, crop = recipe.original_size, recipe.crop_size
     if turn:  # turning by 0 copies the patch exactly
         patch = cv2.warpAffine(patch, _turn_matrix(turn, size), (size, size))
-    patch = patch[down:down + crop, right:right + crop]
+    patch = patch[down : down + crop, right : right + crop]
     if mirror or upend:
         patch = cv2.flip(patch, -1 if mirror and upend else int(mirror))
     return cv2.LUT(patch, _tone_table(brightness, contrast))
@@ -134,6 +151,7 @@ def _turn_matrix(degrees, size):
 
 @cache
 def _tone_table(brightness, contrast):
-    """Return what each grey level becomes: (256,) float32. Brightness and contrast act on levels, so 256 cases say it all."""
+    """Return what each grey level becomes: (256,) float32. Brightness and contrast act on levels,
+    so 256 cases say it all."""
     levels = np.arange(256) / 255 + brightness / 100.0
     return np.clip(levels * (1.0 + contrast / 100.0), 0, 1.0).astype(np.float32)

@@ -1,4 +1,5 @@
 """Every number of the walkthrough in one frozen record."""
+
 import sys
 from dataclasses import dataclass, fields, replace
 
@@ -14,9 +15,10 @@ def _require(ok, text):
 class Recipe:
     """Hold the walkthrough's values; change one with `dataclasses.replace` or a keyword.
 
-    Pixels count from the patch's own edge, angles are degrees, brightness and contrast are percent, learning rates and
-    weight decays are fastai's. `arch` is a name in `torchvision.models` or a callable `arch(pretrained=...)`.
-    `rng_seed=None` leaves every generator as it is, as the walkthrough does. `fast=True` computes in 16 bits, see `hcd.fast`.
+    Pixels count from the patch's own edge, angles are degrees, brightness and contrast are percent,
+    learning rates and weight decays are fastai's. `arch` is a name in `torchvision.models` or a
+    callable `arch(pretrained=...)`. `rng_seed=None` leaves every generator as it is, as the
+    walkthrough does. `fast=True` computes in 16 bits, see `hcd.fast`.
 
     Raises:
         ValueError: a value outside its range; TypeError: a value of the wrong type.
@@ -52,25 +54,49 @@ class Recipe:
 
     def __post_init__(self):
         for field in fields(self):
-            if isinstance(getattr(self, field.name), list):  # as JSON and notebook parameters write a tuple
+            # as JSON and notebook parameters write a tuple
+            if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
             self._check_type(field.name, getattr(self, field.name), field.default)
         self._check_geometry()
         self._check_training()
-        _require(self.rng_seed is None or 0 <= self.rng_seed < 2 ** 32, f"rng_seed={self.rng_seed} starts no random generator; "
-                 f"give None or a whole number from 0 to {2 ** 32 - 1}")
+        _require(
+            self.rng_seed is None or 0 <= self.rng_seed < 2**32,
+            f"rng_seed={self.rng_seed} starts no random generator; "
+            f"give None or a whole number from 0 to {2**32 - 1}",
+        )
 
     @classmethod
     def sample(cls, **changes):
-        """Return the recipe of the embedded synthetic sample: small, from scratch, minutes on a CPU."""
-        small = dict(arch="resnet18", pretrained=False, batch_size=32, valid_fraction=0.25, sweep_iterations=30, head_epochs=3,
-                     head_max_lr=3e-3, finetune_epochs=3, finetune_max_lr=(1e-4, 1e-3), tta_passes=4, rng_seed=0)
+        """Return the recipe of the embedded synthetic sample: small, from scratch, minutes on a
+        CPU."""
+        small = dict(
+            arch="resnet18",
+            pretrained=False,
+            batch_size=32,
+            valid_fraction=0.25,
+            sweep_iterations=30,
+            head_epochs=3,
+            head_max_lr=3e-3,
+            finetune_epochs=3,
+            finetune_max_lr=(1e-4, 1e-3),
+            tta_passes=4,
+            rng_seed=0,
+        )
         return cls(**{**small, **changes})
 
     def plain(self):
-        """Return the same recipe with every augmentation off: the reader then returns the centre crop alone."""
-        return replace(self, max_rotation=0, max_shift=0, max_brightness=0, max_contrast=0, quarter_turns=False,
-                       flips=False)
+        """Return the same recipe with every augmentation off: the reader then returns the centre
+        crop alone."""
+        return replace(
+            self,
+            max_rotation=0,
+            max_shift=0,
+            max_brightness=0,
+            max_contrast=0,
+            quarter_turns=False,
+            flips=False,
+        )
 
     @property
     def margin(self):
@@ -79,54 +105,119 @@ class Recipe:
 
     @property
     def corner_depth(self):
-        """How many px of a black corner a crop can show at most, see `corners.corner_depth`; 0.0 for none."""
-        return corner_depth(self.original_size, self.crop_size, self.max_rotation, self.max_shift, self.quarter_turns)
+        """How many px of a black corner a crop can show at most, see `corners.corner_depth`; 0.0
+        for none."""
+        return corner_depth(
+            self.original_size,
+            self.crop_size,
+            self.max_rotation,
+            self.max_shift,
+            self.quarter_turns,
+        )
 
     @staticmethod
     def _check_type(name, value, default):
         """Turn down a value of another type than the walkthrough's."""
         if name in ("arch", "rng_seed"):
-            good = (isinstance(value, str) or callable(value)) if name == "arch" else (
-                value is None or (isinstance(value, int) and not isinstance(value, bool)))
-            wanted = "a torchvision model's name or a callable" if name == "arch" else "None or an integer"
+            good = (
+                (isinstance(value, str) or callable(value))
+                if name == "arch"
+                else (value is None or (isinstance(value, int) and not isinstance(value, bool)))
+            )
+            wanted = (
+                "a torchvision model's name or a callable"
+                if name == "arch"
+                else "None or an integer"
+            )
         elif isinstance(default, tuple):
             good = isinstance(value, tuple) and all(_is_number(v) for v in value)
             wanted = "a tuple of numbers"
         elif isinstance(default, float):
             good, wanted = _is_number(value), "a finite number"
         else:
-            good, wanted = type(value) is type(default), {bool: "True or False", int: "an integer"}[type(default)]
+            good, wanted = (
+                type(value) is type(default),
+                {bool: "True or False", int: "an integer"}[type(default)],
+            )
         if not good:
             raise TypeError(f"{name}={value!r} is not {wanted}; give it as {default!r} is given")
 
     def _check_geometry(self):
         size, crop = self.original_size, self.crop_size
-        _require(0 < size <= 65535, f"original_size={size if abs(size) < 10 ** 9 else 'a huge number'} px is no patch; give 1 to 65535, "
-                 "96 for this data set")
-        _require(0 < crop <= size, f"crop_size={crop} px does not fit a patch of {size} px; give 1 to {size}")
-        _require(0 <= self.max_shift <= self.margin, f"max_shift={self.max_shift} px leaves the patch: "
-                 f"crop_size={crop} allows 0 to {self.margin}; lower one")
+        _require(
+            0 < size <= 65535,
+            f"original_size={size if abs(size) < 10**9 else 'a huge number'} px is no patch; give"
+            " 1 to 65535, 96 for this data set",
+        )
+        _require(
+            0 < crop <= size,
+            f"crop_size={crop} px does not fit a patch of {size} px; give 1 to {size}",
+        )
+        _require(
+            0 <= self.max_shift <= self.margin,
+            f"max_shift={self.max_shift} px leaves the patch: "
+            f"crop_size={crop} allows 0 to {self.margin}; lower one",
+        )
         for name, most in (("max_rotation", 180), ("max_brightness", 100), ("max_contrast", 100)):
             value = getattr(self, name)
             _require(0 <= value <= most, f"{name}={value} is out of range; give 0 (off) to {most}")
         require_shallow_corners(size, crop, self.max_rotation, self.max_shift, self.quarter_turns)
 
     def _check_training(self):
-        for name in ("batch_size", "sweep_iterations", "head_epochs", "finetune_epochs", "tta_passes"):
-            least = 2 if name in ("batch_size", "sweep_iterations") else 1  # batch norm and a curve need two
-            _require(getattr(self, name) >= least, f"{name}={getattr(self, name)} is too small; give {least} or more")
-        _require(0 < self.valid_fraction < 1, f"valid_fraction={self.valid_fraction} is no share; give one between 0 and 1")
-        _require(0 <= self.head_dropout < 1, f"head_dropout={self.head_dropout} is no dropout probability; give 0 to below 1")
+        for name in (
+            "batch_size",
+            "sweep_iterations",
+            "head_epochs",
+            "finetune_epochs",
+            "tta_passes",
+        ):
+            # batch norm and a curve need two
+            least = 2 if name in ("batch_size", "sweep_iterations") else 1
+            _require(
+                getattr(self, name) >= least,
+                f"{name}={getattr(self, name)} is too small; give {least} or more",
+            )
+        _require(
+            0 < self.valid_fraction < 1,
+            f"valid_fraction={self.valid_fraction} is no share; give one between 0 and 1",
+        )
+        _require(
+            0 <= self.head_dropout < 1,
+            f"head_dropout={self.head_dropout} is no dropout probability; give 0 to below 1",
+        )
         for name in ("mean", "std"):
-            _require(len(getattr(self, name)) == 3, f"{name}={getattr(self, name)} needs one number each for R, G and B")
-        _require(min(self.std) > 0, f"std={self.std} must be above 0 in every channel; compute it with channel_statistics")
-        _require(len(self.sweep_weight_decays) > 0, "sweep_weight_decays=() leaves nothing to sweep; name at least one")
-        _require(min(*self.sweep_weight_decays, self.weight_decay, 0) >= 0, f"weight_decay={self.weight_decay} and "
-                 f"sweep_weight_decays={self.sweep_weight_decays} must not be below 0, where weights would grow; give 0 or more")
-        _require(self.head_max_lr > 0, f"head_max_lr={self.head_max_lr} does not learn; give a learning rate above 0")
-        _require(len(self.finetune_max_lr) == 2 and 0 < self.finetune_max_lr[0] <= self.finetune_max_lr[1],
-                 f"finetune_max_lr={self.finetune_max_lr} must be (lowest, highest) with 0 < lowest <= highest")
+            _require(
+                len(getattr(self, name)) == 3,
+                f"{name}={getattr(self, name)} needs one number each for R, G and B",
+            )
+        _require(
+            min(self.std) > 0,
+            f"std={self.std} must be above 0 in every channel; compute it with channel_statistics",
+        )
+        _require(
+            len(self.sweep_weight_decays) > 0,
+            "sweep_weight_decays=() leaves nothing to sweep; name at least one",
+        )
+        _require(
+            min(*self.sweep_weight_decays, self.weight_decay, 0) >= 0,
+            f"weight_decay={self.weight_decay} and sweep_weight_decays={self.sweep_weight_decays}"
+            " must not be below 0, where weights would grow; give 0 or more",
+        )
+        _require(
+            self.head_max_lr > 0,
+            f"head_max_lr={self.head_max_lr} does not learn; give a learning rate above 0",
+        )
+        _require(
+            len(self.finetune_max_lr) == 2
+            and 0 < self.finetune_max_lr[0] <= self.finetune_max_lr[1],
+            f"finetune_max_lr={self.finetune_max_lr} must be (lowest, highest) with 0 < lowest <="
+            " highest",
+        )
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )

@@ -1,4 +1,5 @@
 """One learning-rate range test per weight decay."""
+
 from dataclasses import asdict, dataclass
 
 from .learner import get_learner
@@ -7,7 +8,8 @@ from .runs.checkpoint import split_digest
 
 @dataclass(frozen=True)
 class Curve:
-    """One range test: `lrs` and the smoothed training `losses` of its iterations, two lists of float, at one weight decay."""
+    """One range test: `lrs` and the smoothed training `losses` of its iterations, two lists of
+    float, at one weight decay."""
 
     weight_decay: float
     lrs: list
@@ -20,9 +22,11 @@ def sweep_weight_decay(data, recipe, path=".", checkpoints=None):
     Args:
         data: see `make_databunch`.
         recipe: `sweep_weight_decays` and `sweep_iterations`, and what `get_learner` needs.
-        path: folder for lr_find's temporary models/tmp.pth. checkpoints: see `Checkpoints`; a resumed run skips finished tests.
+        path: folder for lr_find's temporary models/tmp.pth. checkpoints: see `Checkpoints`; a
+            resumed run skips finished tests.
     Returns:
-        list of Curve, in the order of `sweep_weight_decays`; shorter than sweep_iterations where the loss diverged.
+        list of Curve, in the order of `sweep_weight_decays`; shorter than sweep_iterations where
+        the loss diverged.
 
     Source: In 17.
     """
@@ -36,7 +40,13 @@ def sweep_weight_decay(data, recipe, path=".", checkpoints=None):
         learner = get_learner(data, recipe, path)
         learner.lr_find(wd=weight_decay, num_it=recipe.sweep_iterations)
         recorder = learner.recorder
-        curves.append(Curve(weight_decay, [float(lr) for lr in recorder.lrs], [float(loss) for loss in recorder.losses]))
+        curves.append(
+            Curve(
+                weight_decay,
+                [float(lr) for lr in recorder.lrs],
+                [float(loss) for loss in recorder.losses],
+            )
+        )
         if checkpoints:
             checkpoints.save(f"sweep{number}", call, data, curve=asdict(curves[-1]))
     return curves

@@ -1,4 +1,5 @@
 """What the tests share: a small synthetic data set, a databunch and a learner on it."""
+
 import os
 import re
 import shutil
@@ -9,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib, and for the processes that tests start
+# before anything imports matplotlib, and for the processes that tests start
+os.environ["MPLBACKEND"] = "Agg"
 import hcd  # noqa: E402
 import hcd.engine.compat  # noqa: E402, F401  before a test imports fastai, which warns of its age unless hcd has imported it quietly
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-REMEDY = re.compile(r"\b(add|ask|build|change|check|compute|convert|copy|correct|did you mean|finish|free|freeze|get|give|install"
-                    r"|leave|load|lower|must|name|needs|pass|pick|put|remove|restore|resume|save|start|stop|take|train|use)\b")
+REMEDY = re.compile(
+    r"\b(add|ask|build|change|check|compute|convert|copy|correct|did you"
+    r" mean|finish|free|freeze|get|give|install"
+    r"|leave|load|lower|must|name|needs|pass|pick|put|remove|restore|resume|save|start|stop|take|train|use)\b"
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,7 +41,8 @@ def closed_figures():
 
 @pytest.fixture
 def ctrl_c():
-    """Have SIGINT do what it does in a terminal; a test run in the background ignores it, and so would the processes that it starts."""
+    """Have SIGINT do what it does in a terminal; a test run in the background ignores it, and so
+    would the processes that it starts."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -44,7 +50,9 @@ def ctrl_c():
 
 @pytest.fixture(scope="session")
 def refused():
-    """`with refused(ValueError, "max_shift=4", ...):` wants that error, in one sentence on one line with a remedy."""
+    """`with refused(ValueError, "max_shift=4", ...):` wants that error, in one sentence on one line
+    with a remedy."""
+
     @contextmanager
     def expect(kind, *parts):
         with pytest.raises(kind) as caught:
@@ -70,7 +78,8 @@ def shared():
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
-    """The synthetic data set, 60 labelled and 12 test patches; read it only, `copy_of_sample` may be damaged."""
+    """The synthetic data set, 60 labelled and 12 test patches; read it only, `copy_of_sample` may
+    be damaged."""
     return hcd.make_sample(tmp_path_factory.mktemp("sample") / "data", train=60, test=12)
 
 
@@ -99,14 +108,24 @@ def copy_of_sample(sample, tmp_path):
 
 @pytest.fixture(scope="session")
 def small_recipe():
-    """The recipe of `databunch` and `learner`: the smallest architecture and the shortest of everything."""
-    return hcd.Recipe.sample(arch="squeezenet1_1", batch_size=8, sweep_iterations=4, head_epochs=1, finetune_epochs=1, tta_passes=2)
+    """The recipe of `databunch` and `learner`: the smallest architecture and the shortest of
+    everything."""
+    return hcd.Recipe.sample(
+        arch="squeezenet1_1",
+        batch_size=8,
+        sweep_iterations=4,
+        head_epochs=1,
+        finetune_epochs=1,
+        tta_passes=2,
+    )
 
 
 @pytest.fixture(scope="session")
 def split(sample, small_recipe):
     """Row positions of the training and of the validation patches of `sample`: 45 and 15."""
-    return hcd.stratified_split(sample.labels["label"], small_recipe.valid_fraction, small_recipe.rng_seed)
+    return hcd.stratified_split(
+        sample.labels["label"], small_recipe.valid_fraction, small_recipe.rng_seed
+    )
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +136,7 @@ def databunch(sample, small_recipe, split):
 
 @pytest.fixture(scope="session")
 def learner(databunch, small_recipe, tmp_path_factory):
-    """Untrained learner on `databunch`, always the same weights; build another one to train or to change."""
+    """Untrained learner on `databunch`, always the same weights; build another one to train or to
+    change."""
     hcd.set_rng_seed(0)
     return hcd.get_learner(databunch, small_recipe, path=tmp_path_factory.mktemp("learner"))

@@ -1,4 +1,6 @@
-"""The yardstick is the walkthrough's reader, a difference is noticed, and the command runs. Nothing here is timed."""
+"""The yardstick is the walkthrough's reader, a difference is noticed, and the command runs. Nothing
+here is timed."""
+
 import hashlib
 import os
 import random
@@ -22,13 +24,17 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 def run(*arguments):
     command = [sys.executable, "-m", "tests.benchmarks", "--tiny", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # so little work is not worth two threads
-    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=600
+    )
 
 
 def test_the_plain_reader_is_the_walkthroughs(tmp_path):
     with np.load(CHECKOUT / "tests/golden/reader.npz") as golden:
         for index, rgb in enumerate(golden["rgb"]):
-            assert cv2.imwrite(f"{tmp_path}/{index}.tif", rgb[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+            assert cv2.imwrite(
+                f"{tmp_path}/{index}.tif", rgb[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1]
+            )
         for index, rng_seed, sha1 in zip(golden["image_index"], golden["rng_seed"], golden["sha1"]):
             random.seed(int(rng_seed))
             crop = np.ascontiguousarray(plain.read_crop(f"{tmp_path}/{index}.tif"), np.float32)
@@ -39,7 +45,10 @@ def test_plain_statistics_find_the_samples_outliers(sample):
     mean, std, dark, bright = plain.channel_statistics(sample.train_paths)
     found = hcd.channel_statistics(sample.train_paths, progress=False)
     assert (len(dark), len(bright)) == (1, 2)
-    assert [[Path(file).stem for file in files] for files in (dark, bright)] == [found.too_dark, found.too_bright]
+    assert [[Path(file).stem for file in files] for files in (dark, bright)] == [
+        found.too_dark,
+        found.too_bright,
+    ]
     np.testing.assert_allclose([found.mean, found.std], [mean, std], rtol=0, atol=1e-12)
 
 
@@ -56,13 +65,19 @@ def test_start_up_folder_is_a_data_set_of_hard_links(sample, tmp_path, monkeypat
     monkeypatch.setattr(startup, "LINKS", 40)
     startup.make_folder(tmp_path / "many", sample.train_paths, 100)
     dataset = hcd.open_dataset(tmp_path / "many")
-    assert (len(dataset.labels), len(dataset.test_ids), hcd.verify_patches(dataset.train_paths, progress=False)) == (100, 26, 100)
+    assert (
+        len(dataset.labels),
+        len(dataset.test_ids),
+        hcd.verify_patches(dataset.train_paths, progress=False),
+    ) == (100, 26, 100)
     inodes = [Path(path).stat().st_ino for path in [*dataset.train_paths, *dataset.test_paths]]
     assert sorted(map(inodes.count, set(inodes))) == [20, 26, 40, 40]
     assert all(Path(path).stat().st_nlink == 1 for path in sample.train_paths)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc"
+)
 def test_the_command_prints_every_row(sample, tmp_path):
     data = shutil.copytree(sample.root, tmp_path / "data")
     before = sorted(data.rglob("*"))
@@ -72,18 +87,42 @@ def test_the_command_prints_every_row(sample, tmp_path):
     assert "torch" in head and "real patches" in head
     assert len(lines) == 7 + 11
     for line in lines:
-        assert re.fullmatch(r"\| [^|]+ \| [\d.,]+ [^|]+ \| [\d.,]+ [^|]+ \| [\d.]+ x \([^|]+\) \| [^|]* \|", line), line
+        assert re.fullmatch(
+            r"\| [^|]+ \| [\d.,]+ [^|]+ \| [\d.,]+ [^|]+ \| [\d.]+ x \([^|]+\) \| [^|]* \|", line
+        ), line
     assert sorted(data.rglob("*")) == before
 
 
 def test_the_auc_command_trains_both_ways_and_prints_each_auc(sample, capsys):
-    auc.main(["--data", str(sample.root), "--arch", "squeezenet1_1", "--no-pretrained", "--batch-size", "8", "--patches", "40",
-              "--rng-seeds", "0", "1"])
+    auc.main(
+        [
+            "--data",
+            str(sample.root),
+            "--arch",
+            "squeezenet1_1",
+            "--no-pretrained",
+            "--batch-size",
+            "8",
+            "--patches",
+            "40",
+            "--rng-seeds",
+            "0",
+            "1",
+        ]
+    )
     _, _, _, _, *lines = capsys.readouterr().out.splitlines()
     table = [[float(cell) for cell in line.split("|")[2:4]] for line in lines[:2]]
-    assert np.shape(table) == (2, 2) and all(0 <= value <= 1 for row in table for value in row) and table[0] != table[1]
+    assert (
+        np.shape(table) == (2, 2)
+        and all(0 <= value <= 1 for row in table for value in row)
+        and table[0] != table[1]
+    )
     assert lines[2].startswith("| mean (standard deviation) |")
-    np.testing.assert_allclose([float(cell.split("(")[0]) for cell in lines[2].split("|")[2:4]], np.mean(table, axis=0), atol=2e-4)
+    np.testing.assert_allclose(
+        [float(cell.split("(")[0]) for cell in lines[2].split("|")[2:4]],
+        np.mean(table, axis=0),
+        atol=2e-4,
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="empties Linux's page cache")
@@ -92,6 +131,7 @@ def test_the_cold_command_reads_files_and_pack(sample, tmp_path, capsys, monkeyp
     before = sorted(sample.root.rglob("*"))
     cold.main(["--data", str(sample.root), "--into", str(tmp_path), "--rounds", "1"])
     rows = [line for line in capsys.readouterr().out.splitlines() if "us a patch" in line]
-    assert [row.split("|")[1].strip() for row in rows] == [f"{state}, {order}" for order in ("random order", "in order")
-                                                           for state in ("cold", "warm")]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        f"{state}, {order}" for order in ("random order", "in order") for state in ("cold", "warm")
+    ]
     assert not list(tmp_path.iterdir()) and sorted(sample.root.rglob("*")) == before

@@ -1,4 +1,6 @@
-"""The command line: what it prints, writes and returns, and one line instead of a traceback for wrong input."""
+"""The command line: what it prints, writes and returns, and one line instead of a traceback for
+wrong input."""
+
 import csv
 import json
 import os
@@ -21,7 +23,12 @@ from hcd import Recipe, cli, load_bundle, predict_image, read_image, save_bundle
 from hcd.cli import main
 from hcd.runs.notebook import InputError
 
-METRICS = {"data_fingerprint": "abc", "valid_accuracy": 0.91234, "valid_auc": 0.98765, "test_auc": 0.87654}
+METRICS = {
+    "data_fingerprint": "abc",
+    "valid_accuracy": 0.91234,
+    "valid_auc": 0.98765,
+    "test_auc": 0.87654,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,9 @@ def model(learner, tmp_path_factory):
 
 @pytest.fixture
 def notebook(monkeypatch, tmp_path):
-    """Stand in for the notebook: record the call, leave metrics.json; set `.error` to fail instead."""
+    """Stand in for the notebook: record the call, leave metrics.json; set `.error` to fail
+    instead."""
+
     class Notebook:
         error, calls = None, []
 
@@ -69,15 +78,24 @@ def test_predict_prints_path_label_probability(model, sample, capfd):
     assert err == ""
 
 
-def test_new_process_and_other_thread_count_give_the_same_probabilities(model, sample, learner, tmp_path):
-    """A copy of the folder alone, in another process on one thread, answers as the model in this process."""
+def test_new_process_and_other_thread_count_give_the_same_probabilities(
+    model, sample, learner, tmp_path
+):
+    """A copy of the folder alone, in another process on one thread, answers as the model in this
+    process."""
     shutil.copytree(model, tmp_path / "elsewhere")
     names = [Path(path).name for path in sample.test_paths]
     for path in sample.test_paths:
         shutil.copy(path, tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    answer = subprocess.run([sys.executable, "-m", "hcd.cli", "predict", "elsewhere", *names, "--csv", "answers.csv"],
-                            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    answer = subprocess.run(
+        [sys.executable, "-m", "hcd.cli", "predict", "elsewhere", *names, "--csv", "answers.csv"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert (answer.returncode, answer.stderr) == (0, "")
     here = {Path(path).name: predict_image(load_bundle(model), path) for path in sample.test_paths}
     lines = [line.split("\t") for line in answer.stdout.splitlines()]
@@ -93,10 +111,18 @@ def test_new_process_and_other_thread_count_give_the_same_probabilities(model, s
 
 
 def test_process_exits_with_2_and_one_line(tmp_path):
-    answer = subprocess.run([sys.executable, "-m", "hcd.cli", "predict", "nowhere", "x.tif"], cwd=tmp_path, capture_output=True,
-                            text=True, timeout=300)
+    answer = subprocess.run(
+        [sys.executable, "-m", "hcd.cli", "predict", "nowhere", "x.tif"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr == "hcd: nowhere/card.json is missing; a model folder holds card.json and model.safetensors, copy both\n"
+    assert (
+        answer.stderr == "hcd: nowhere/card.json is missing; a model folder holds card.json and"
+        " model.safetensors, copy both\n"
+    )
 
 
 def test_model_that_is_no_model(model, sample, tmp_path, capfd):
@@ -122,29 +148,54 @@ def test_images_that_are_no_patch(model, tmp_path, capfd, sample):
     (tmp_path / "text.tif").write_text("not an image")
     (tmp_path / "empty.tif").touch()
     (tmp_path / "half.tif").write_bytes(Path(good).read_bytes()[:9000])
-    Image.fromarray(read_image(good)).save(tmp_path / "loud.tif")  # tags first, so that OpenCV begins to decode and prints why it ends
+    # tags first, so that OpenCV begins to decode and prints why it ends
+    Image.fromarray(read_image(good)).save(tmp_path / "loud.tif")
     os.truncate(tmp_path / "loud.tif", 9000)
     bad = {
-        tmp_path / "nowhere.tif": "does not exist", tmp_path: "is no file", tmp_path / "text.tif": "cannot be decoded",
-        tmp_path / "empty.tif": "(0 bytes) cannot be decoded", tmp_path / "half.tif": "half.tif",
+        tmp_path / "nowhere.tif": "does not exist",
+        tmp_path: "is no file",
+        tmp_path / "text.tif": "cannot be decoded",
+        tmp_path / "empty.tif": "(0 bytes) cannot be decoded",
+        tmp_path / "half.tif": "half.tif",
         tmp_path / "loud.tif": "(9000 bytes) cannot be decoded",
         write_image(tmp_path / "large.tif", np.zeros((100, 96, 3), np.uint8)): "is 96 x 100 px",
-        write_image(tmp_path / "grey.tif", np.zeros((96, 96), np.uint8)): "has 1 channel(s) of uint8",
+        write_image(
+            tmp_path / "grey.tif", np.zeros((96, 96), np.uint8)
+        ): "has 1 channel(s) of uint8",
         write_image(tmp_path / "deep.tif", np.zeros((96, 96, 3), np.uint16)): "of uint16",
         write_image(tmp_path / "alpha.png", np.zeros((96, 96, 4), np.uint8)): "has 4 channel(s)",
     }
     for path, text in bad.items():
-        out = refused(capfd, ["predict", model, good, path, "--csv", tmp_path / "answers.csv"], text, str(path))
+        out = refused(
+            capfd,
+            ["predict", model, good, path, "--csv", tmp_path / "answers.csv"],
+            text,
+            str(path),
+        )
         assert out == ""  # no half of an answer
     assert not (tmp_path / "answers.csv").exists()
 
 
 def test_csv_that_cannot_be_written(model, sample, tmp_path, capfd):
-    refused(capfd, ["predict", model, sample.test_paths[0], "--csv", tmp_path / "no" / "answers.csv"], "cannot be written")
+    refused(
+        capfd,
+        ["predict", model, sample.test_paths[0], "--csv", tmp_path / "no" / "answers.csv"],
+        "cannot be written",
+    )
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["predict"], ["predict", "model"], ["run", "--batch-size", "many"],
-                                       ["run", "--mean", "1", "2"], ["run", "--no-such-flag"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["train"],
+        ["predict"],
+        ["predict", "model"],
+        ["run", "--batch-size", "many"],
+        ["run", "--mean", "1", "2"],
+        ["run", "--no-such-flag"],
+    ],
+)
 def test_wrong_usage(arguments, capfd):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -153,19 +204,63 @@ def test_wrong_usage(arguments, capfd):
 
 
 def test_run_passes_the_settings_on(notebook, sample, tmp_path, capfd):
-    flags = ["--data", sample.root, "--output", "out", "--workers", "0", "--device", "cpu", "--remove-outliers", "--back-to-stage1",
-             "--arch", "resnet34", "--no-pretrained", "--batch-size", "16", "--head-max-lr", "0.01", "--finetune-max-lr", "1e-5",
-             "1e-4", "--sweep-weight-decays", "0.1", "--rng-seed", "7", "--no-flips"]
+    flags = [
+        "--data",
+        sample.root,
+        "--output",
+        "out",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--remove-outliers",
+        "--back-to-stage1",
+        "--arch",
+        "resnet34",
+        "--no-pretrained",
+        "--batch-size",
+        "16",
+        "--head-max-lr",
+        "0.01",
+        "--finetune-max-lr",
+        "1e-5",
+        "1e-4",
+        "--sweep-weight-decays",
+        "0.1",
+        "--rng-seed",
+        "7",
+        "--no-flips",
+    ]
     assert main(["run", *map(str, flags)]) == 0
-    (output, parameters), = notebook.calls
+    ((output, parameters),) = notebook.calls
     assert output == tmp_path / "out"
-    changes = {"arch": "resnet34", "pretrained": False, "batch_size": 16, "head_max_lr": 0.01, "finetune_max_lr": [1e-5, 1e-4],
-               "sweep_weight_decays": [0.1], "rng_seed": 7, "flips": False}
-    assert parameters == {"data_folder": str(sample.root), "recipe_changes": changes, "num_workers": 0, "device": "cpu",
-                          "remove_outliers": True, "back_to_stage1": True}
+    changes = {
+        "arch": "resnet34",
+        "pretrained": False,
+        "batch_size": 16,
+        "head_max_lr": 0.01,
+        "finetune_max_lr": [1e-5, 1e-4],
+        "sweep_weight_decays": [0.1],
+        "rng_seed": 7,
+        "flips": False,
+    }
+    assert parameters == {
+        "data_folder": str(sample.root),
+        "recipe_changes": changes,
+        "num_workers": 0,
+        "device": "cpu",
+        "remove_outliers": True,
+        "back_to_stage1": True,
+    }
     json.dumps(parameters)  # papermill writes them into the notebook
     printed = capfd.readouterr().out
-    for text in ("0.9123", "0.9877", "0.8765", str(tmp_path / "out" / "walkthrough.html"), str(tmp_path / "out" / "model")):
+    for text in (
+        "0.9123",
+        "0.9877",
+        "0.8765",
+        str(tmp_path / "out" / "walkthrough.html"),
+        str(tmp_path / "out" / "model"),
+    ):
         assert text in printed
 
 
@@ -173,8 +268,14 @@ def test_run_alone_changes_nothing_and_makes_a_folder_of_its_own(notebook, tmp_p
     assert main(["run"]) == main(["run"]) == 0
     (first, parameters), (second, _) = notebook.calls
     assert first != second and first.parent == second.parent == tmp_path / "outputs"
-    assert parameters == {"data_folder": "", "recipe_changes": {}, "num_workers": None, "device": None, "remove_outliers": False,
-                          "back_to_stage1": False}
+    assert parameters == {
+        "data_folder": "",
+        "recipe_changes": {},
+        "num_workers": None,
+        "device": None,
+        "remove_outliers": False,
+        "back_to_stage1": False,
+    }
 
 
 def test_every_value_of_the_recipe_has_a_flag(notebook):
@@ -193,11 +294,19 @@ def test_every_value_of_the_recipe_has_a_flag(notebook):
 
 
 def test_wrong_settings_start_nothing(notebook, sample, tmp_path, capfd):
-    refused(capfd, ["run", "--max-shift", "4"], "max_shift=4 px leaves the patch: crop_size=90 allows 0 to 3; lower one")
+    refused(
+        capfd,
+        ["run", "--max-shift", "4"],
+        "max_shift=4 px leaves the patch: crop_size=90 allows 0 to 3; lower one",
+    )
     refused(capfd, ["run", "--batch-size", "0"], "batch_size=0 is too small")
     refused(capfd, ["run", "--head-dropout", "nan"], "head_dropout=nan")
-    refused(capfd, ["run", "--arch", "densenet170"], "arch='densenet170' is no model", "densenet169")
-    refused(capfd, ["run", "--arch", "vit_b_16"], "arch='vit_b_16' cannot be made into body and head")
+    refused(
+        capfd, ["run", "--arch", "densenet170"], "arch='densenet170' is no model", "densenet169"
+    )
+    refused(
+        capfd, ["run", "--arch", "vit_b_16"], "arch='vit_b_16' cannot be made into body and head"
+    )
     refused(capfd, ["run", "--device", "abacus"], "device='abacus' cannot be used here")
     refused(capfd, ["run", "--workers", "-1"], "--workers -1 is no count; give 0 or more")
     (tmp_path / "file").touch()
@@ -208,7 +317,8 @@ def test_wrong_settings_start_nothing(notebook, sample, tmp_path, capfd):
     refused(capfd, ["run", "--output", "earlier"], "earlier holds an earlier run (metrics.json)")
     assert (earlier / "metrics.json").read_text() == "{}"
     assert notebook.calls == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "file"]  # no folder for a run that never was
+    # no folder for a run that never was
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "file"]
 
 
 def test_no_weights_offline(notebook, tmp_path, capfd, monkeypatch):
@@ -217,7 +327,9 @@ def test_no_weights_offline(notebook, tmp_path, capfd, monkeypatch):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    refused(capfd, ["run", "--pretrained"], "no pretrained weights for resnet18", "use pretrained=False")
+    refused(
+        capfd, ["run", "--pretrained"], "no pretrained weights for resnet18", "use pretrained=False"
+    )
     assert notebook.calls == []
 
 
@@ -225,19 +337,51 @@ def rewrite(path, change):
     path.write_text(change(path.read_text()))
 
 
-@pytest.mark.parametrize("damage, text", [
-    (lambda root: shutil.rmtree(root), "is no folder; name the folder that holds train/<id>.tif"),
-    (lambda root: [shutil.rmtree(root), root.mkdir()], "train_labels.csv is missing"),
-    (lambda root: (root / "sample_submission.csv").unlink(), "sample_submission.csv is missing"),
-    (lambda root: rewrite(root / "train_labels.csv", lambda text: text.replace("id,label", "id,class")), "no 'label'"),
-    (lambda root: rewrite(root / "train_labels.csv", lambda text: text.replace(",1\n", ",2\n", 1)), "label '2' of id"),
-    (lambda root: rewrite(root / "train_labels.csv", lambda text: text + text.splitlines()[1] + "\n"), "is used twice"),
-    (lambda root: next((root / "train").iterdir()).unlink(), "is missing although train_labels.csv lists it"),
-    (lambda root: (root / "test" / "extra.tif").touch(), "extra.tif has no row in sample_submission.csv"),
-])
+@pytest.mark.parametrize(
+    "damage, text",
+    [
+        (
+            lambda root: shutil.rmtree(root),
+            "is no folder; name the folder that holds train/<id>.tif",
+        ),
+        (lambda root: [shutil.rmtree(root), root.mkdir()], "train_labels.csv is missing"),
+        (
+            lambda root: (root / "sample_submission.csv").unlink(),
+            "sample_submission.csv is missing",
+        ),
+        (
+            lambda root: rewrite(
+                root / "train_labels.csv", lambda text: text.replace("id,label", "id,class")
+            ),
+            "no 'label'",
+        ),
+        (
+            lambda root: rewrite(
+                root / "train_labels.csv", lambda text: text.replace(",1\n", ",2\n", 1)
+            ),
+            "label '2' of id",
+        ),
+        (
+            lambda root: rewrite(
+                root / "train_labels.csv", lambda text: text + text.splitlines()[1] + "\n"
+            ),
+            "is used twice",
+        ),
+        (
+            lambda root: next((root / "train").iterdir()).unlink(),
+            "is missing although train_labels.csv lists it",
+        ),
+        (
+            lambda root: (root / "test" / "extra.tif").touch(),
+            "extra.tif has no row in sample_submission.csv",
+        ),
+    ],
+)
 def test_wrong_data_starts_nothing(notebook, copy_of_sample, tmp_path, capfd, damage, text):
     damage(copy_of_sample)
-    refused(capfd, ["run", "--data", copy_of_sample, "--no-pretrained", "--arch", "squeezenet1_1"], text)
+    refused(
+        capfd, ["run", "--data", copy_of_sample, "--no-pretrained", "--arch", "squeezenet1_1"], text
+    )
     assert notebook.calls == []
     assert not (tmp_path / "outputs").exists()
 
@@ -247,29 +391,45 @@ def test_settings_that_the_notebook_turns_down(notebook, tmp_path, capfd):
     refused(capfd, ["run"], "hcd: patch 7 is unreadable; restore it")
     assert list((tmp_path / "outputs").iterdir()) == []  # its folder holds nothing of worth
     refused(capfd, ["run", "--output", "mine"], "unreadable")
-    assert (tmp_path / "mine" / "walkthrough.ipynb").exists()  # a folder that was named is left alone
+    # a folder that was named is left alone
+    assert (tmp_path / "mine" / "walkthrough.ipynb").exists()
 
 
 def test_cell_that_fails_later(notebook, tmp_path, capfd):
-    notebook.error = papermill.PapermillExecutionError(3, 7, "# In [19]\nlearner.fit()", "RuntimeError", "out of\nmemory", ["..."])
+    notebook.error = papermill.PapermillExecutionError(
+        3, 7, "# In [19]\nlearner.fit()", "RuntimeError", "out of\nmemory", ["..."]
+    )
     assert main(["run", "--output", "out"]) == 1
     err = capfd.readouterr().err
-    assert err.startswith("hcd: In [19] failed with RuntimeError: out of memory;") and str(tmp_path / "out") in err
+    assert (
+        err.startswith("hcd: In [19] failed with RuntimeError: out of memory;")
+        and str(tmp_path / "out") in err
+    )
     assert err.count("\n") == 1
 
 
 def test_full_disk_says_how_to_go_on(notebook, capfd):
-    notebook.error = OSError(28, "walkthrough.ipynb cannot be written (No space left on device); free space")
+    notebook.error = OSError(
+        28, "walkthrough.ipynb cannot be written (No space left on device); free space"
+    )
     assert main(["run", "--output", "my run"]) == 1
     err = capfd.readouterr().err
-    assert "No space left on device" in err and err.endswith("go on with: hcd run --resume 'my run'\n") and err.count("\n") == 1
+    assert (
+        "No space left on device" in err
+        and err.endswith("go on with: hcd run --resume 'my run'\n")
+        and err.count("\n") == 1
+    )
 
 
 def test_a_failed_run_has_its_warnings_and_fingerprint_on_record(notebook, sample, tmp_path):
     notebook.error = DeadKernelError("Kernel died")
     assert main(["run", "--data", str(sample.root), "--output", "out", "--no-pretrained"]) == 1
     kept = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert kept["data_fingerprint"] == sample.fingerprint and kept["warnings"] == [] and not kept["finished"]
+    assert (
+        kept["data_fingerprint"] == sample.fingerprint
+        and kept["warnings"] == []
+        and not kept["finished"]
+    )
 
 
 def test_a_strangers_run_runs_nothing(notebook, tmp_path, capfd):
@@ -295,7 +455,21 @@ def test_killed_kernel_and_interrupt(notebook, capfd):
 
 def test_resume_goes_on_with_the_same_settings(notebook, tmp_path, capfd):
     notebook.error = KeyboardInterrupt()
-    assert main(["run", "--output", "out", "--arch", "squeezenet1_1", "--batch-size", "16", "--remove-outliers"]) == 130
+    assert (
+        main(
+            [
+                "run",
+                "--output",
+                "out",
+                "--arch",
+                "squeezenet1_1",
+                "--batch-size",
+                "16",
+                "--remove-outliers",
+            ]
+        )
+        == 130
+    )
     notebook.error = None
     assert main(["run", "--resume", "out", "--batch-size", "16", "--workers", "1"]) == 0
     (first, begun), (second, resumed) = notebook.calls
@@ -314,22 +488,56 @@ def test_resume_of_another_recipe_another_folder_or_none(notebook, sample, tmp_p
     notebook.error = KeyboardInterrupt()
     main(["run", "--output", "out", "--arch", "squeezenet1_1"])
     capfd.readouterr()
-    refused(capfd, ["run", "--resume", "out", "--arch", "resnet18"], "arch='squeezenet1_1' and not 'resnet18'")
-    refused(capfd, ["run", "--resume", "out", "--output", "other"], "--output cannot be given with --resume")
-    refused(capfd, ["run", "--resume", "out", "--remove-outliers"], "--remove-outliers cannot be given with --resume")
+    refused(
+        capfd,
+        ["run", "--resume", "out", "--arch", "resnet18"],
+        "arch='squeezenet1_1' and not 'resnet18'",
+    )
+    refused(
+        capfd,
+        ["run", "--resume", "out", "--output", "other"],
+        "--output cannot be given with --resume",
+    )
+    refused(
+        capfd,
+        ["run", "--resume", "out", "--remove-outliers"],
+        "--remove-outliers cannot be given with --resume",
+    )
     assert len(notebook.calls) == 1
     (tmp_path / "out" / "checkpoints").mkdir()
-    refused(capfd, ["run", "--output", "out"], "holds an earlier run (checkpoints)", f"hcd run --resume {Path('out')}")
+    refused(
+        capfd,
+        ["run", "--output", "out"],
+        "holds an earlier run (checkpoints)",
+        f"hcd run --resume {Path('out')}",
+    )
 
 
-def test_damaged_patch_stops_the_notebook_in_its_first_cell(copy_of_sample, tmp_path, capfd, monkeypatch):
-    """The one test here that starts a kernel; papermill would look for a parameter named as what stands in braces."""
+def test_damaged_patch_stops_the_notebook_in_its_first_cell(
+    copy_of_sample, tmp_path, capfd, monkeypatch
+):
+    """The one test here that starts a kernel; papermill would look for a parameter named as what
+    stands in braces."""
     folder = tmp_path / "a {folder}"
     folder.mkdir()
     monkeypatch.chdir(folder)
     patch = sorted((copy_of_sample / "train").iterdir())[5]
     patch.write_bytes(b"not an image")
-    assert main(["run", "--data", str(copy_of_sample), "--no-pretrained", "--arch", "squeezenet1_1", "--device", "cpu"]) == 2
+    assert (
+        main(
+            [
+                "run",
+                "--data",
+                str(copy_of_sample),
+                "--no-pretrained",
+                "--arch",
+                "squeezenet1_1",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 2
+    )
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("hcd: 1 of 72 patches cannot be used: ")
     assert str(patch) in last and "cannot be decoded" in last
@@ -346,7 +554,9 @@ def test_check_exits_by_what_it_finds_and_prints_json(copy_of_sample, tmp_path, 
     assert f"train/{patch.name}" in out and out.endswith("1 finding(s)\n")
     assert main(["check", "--json", str(copy_of_sample)]) == 1
     report = json.loads(capfd.readouterr().out)
-    assert report["clean"] is False and [name.split(":")[0] for name in report["findings"]["unreadable"]] == [f"train/{patch.name}"]
+    assert report["clean"] is False and [
+        name.split(":")[0] for name in report["findings"]["unreadable"]
+    ] == [f"train/{patch.name}"]
     assert refused(capfd, ["check", tmp_path / "nowhere"], "holds no part of a data set") == ""
 
 
@@ -364,11 +574,20 @@ def test_pack_prints_where_how_large_and_how_long(copy_of_sample, capfd):
     out, _ = capfd.readouterr()
     assert re.fullmatch(rf"{copy_of_sample}/packed: 72 patches, 0\.00 GB, packed in \d+ s\n", out)
     assert main(["pack", str(copy_of_sample)]) == 0
-    assert capfd.readouterr().out == f"{copy_of_sample}/packed: 72 patches, 0.00 GB, whole and of this data set; nothing to do\n"
+    assert (
+        capfd.readouterr().out
+        == f"{copy_of_sample}/packed: 72 patches, 0.00 GB, whole and of this data set; nothing to"
+        " do\n"
+    )
     os.truncate(copy_of_sample / "packed" / "sha1.npy", 200)
     assert main(["pack", str(copy_of_sample)]) == 0
     out, _ = capfd.readouterr()
-    assert "packed in" in out and "could not stay" in out and "sha1.npy has 200 bytes" in out and "packed.old" in out
+    assert (
+        "packed in" in out
+        and "could not stay" in out
+        and "sha1.npy has 200 bytes" in out
+        and "packed.old" in out
+    )
     assert main(["pack", str(copy_of_sample), "--into", str(copy_of_sample / "fast")]) == 0
     assert (copy_of_sample / "fast" / "packed" / "index.json").is_file()
 

@@ -1,4 +1,6 @@
-"""The split equals sklearn's; the databunch hands out the right patches, normalised, in the right order."""
+"""The split equals sklearn's; the databunch hands out the right patches, normalised, in the right
+order."""
+
 import os
 import random
 
@@ -17,14 +19,22 @@ from hcd.engine.device import find_device
 
 # split
 
-@pytest.mark.parametrize("rng_seed", [0, 1, 77, 2 ** 32 - 1])
+
+@pytest.mark.parametrize("rng_seed", [0, 1, 77, 2**32 - 1])
 def test_split_equals_the_walkthroughs_call(sample, rng_seed):
     labels = sample.labels["label"]
-    _, _, train, valid = train_test_split(sample.labels["id"], range(len(labels)), test_size=0.1, stratify=labels,
-                                          random_state=rng_seed)
+    _, _, train, valid = train_test_split(
+        sample.labels["id"],
+        range(len(labels)),
+        test_size=0.1,
+        stratify=labels,
+        random_state=rng_seed,
+    )
     train_idx, valid_idx = stratified_split(labels, rng_seed=rng_seed)
     assert train_idx.tolist() == train and valid_idx.tolist() == valid
-    assert stratified_split(labels.tolist(), 0.1, np.random.RandomState(rng_seed))[1].tolist() == valid
+    assert (
+        stratified_split(labels.tolist(), 0.1, np.random.RandomState(rng_seed))[1].tolist() == valid
+    )
 
 
 def test_split_without_a_seed_draws_anew_from_numpys_generator():
@@ -37,10 +47,15 @@ def test_split_without_a_seed_draws_anew_from_numpys_generator():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 300), st.integers(0, 300), st.floats(0.01, 0.99), st.integers(0, 2 ** 32 - 1))
-def test_split_is_disjoint_complete_and_stratified_within_one_or_refused(negatives, positives, fraction, rng_seed):
+@given(st.integers(0, 300), st.integers(0, 300), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_split_is_disjoint_complete_and_stratified_within_one_or_refused(
+    negatives, positives, fraction, rng_seed
+):
     labels = np.random.default_rng(rng_seed).permutation(np.repeat([0, 1], [negatives, positives]))
-    n_valid, shares = int(np.ceil(fraction * len(labels))), fraction * np.array([negatives, positives])
+    n_valid, shares = (
+        int(np.ceil(fraction * len(labels))),
+        fraction * np.array([negatives, positives]),
+    )
     try:
         train, valid = stratified_split(labels, fraction, rng_seed)
     except ValueError as error:
@@ -56,18 +71,29 @@ def test_split_is_disjoint_complete_and_stratified_within_one_or_refused(negativ
     assert stratified_split(labels, fraction, rng_seed)[1].tolist() == valid.tolist()
 
 
-@pytest.mark.parametrize("labels, fraction, words", [
-    ([0, 1] * 20, 0, "valid_fraction=0"), ([0, 1] * 20, 1, "valid_fraction=1"), ([0, 1] * 20, -0.1, "valid_fraction=-0.1"),
-    ([0, 1] * 20, float("nan"), "valid_fraction=nan"), ([], 0.1, "0 labels"), ([0] * 40, 0.1, "{0: 40}"),
-    ([0] * 39 + [1], 0.1, "{0: 39, 1: 1}"), ([0, 1] * 5, 0.1, "10 labels"), ([0, 1] * 5, 0.95, "10 labels"),
-    ([0] * 98 + [1] * 2, 0.1, "{0: 98, 1: 2}"), ([0] * 98 + [1] * 2, 0.9, "{0: 98, 1: 2}"),
-])
+@pytest.mark.parametrize(
+    "labels, fraction, words",
+    [
+        ([0, 1] * 20, 0, "valid_fraction=0"),
+        ([0, 1] * 20, 1, "valid_fraction=1"),
+        ([0, 1] * 20, -0.1, "valid_fraction=-0.1"),
+        ([0, 1] * 20, float("nan"), "valid_fraction=nan"),
+        ([], 0.1, "0 labels"),
+        ([0] * 40, 0.1, "{0: 40}"),
+        ([0] * 39 + [1], 0.1, "{0: 39, 1: 1}"),
+        ([0, 1] * 5, 0.1, "10 labels"),
+        ([0, 1] * 5, 0.95, "10 labels"),
+        ([0] * 98 + [1] * 2, 0.1, "{0: 98, 1: 2}"),
+        ([0] * 98 + [1] * 2, 0.9, "{0: 98, 1: 2}"),
+    ],
+)
 def test_a_split_that_leaves_a_side_without_a_label_is_refused(refused, labels, fraction, words):
     with refused(ValueError, words):
         stratified_split(labels, fraction, 0)
 
 
 # databunch
+
 
 @pytest.fixture(scope="module")
 def plain(sample, small_recipe, split):
@@ -88,7 +114,9 @@ def read_all(loader):
 
 def test_items_are_the_files_of_the_split_in_table_order(sample, split, databunch):
     for part, rows in ((databunch.train_ds, np.sort(split[0])), (databunch.valid_ds, split[1])):
-        assert part.x.items.tolist() == [f"train/{patch_id}.tif" for patch_id in sample.labels["id"][rows]]
+        assert part.x.items.tolist() == [
+            f"train/{patch_id}.tif" for patch_id in sample.labels["id"][rows]
+        ]
         assert [part.y[n].data for n in range(len(part))] == sample.labels["label"][rows].tolist()
 
 
@@ -99,30 +127,49 @@ def test_c3_items_are_files_below_the_data_folder(sample, databunch):
 
 
 def test_test_items_stand_in_sorted_order(sample, databunch):
-    assert databunch.test_ds.items.tolist() == [f"test/{patch_id}.tif" for patch_id in sorted(sample.sample_ids)]
+    assert databunch.test_ds.items.tolist() == [
+        f"test/{patch_id}.tif" for patch_id in sorted(sample.sample_ids)
+    ]
 
 
 def test_classes_and_device(databunch):
-    assert databunch.classes == [0, 1] and databunch.c == 2 and databunch.device == torch.device("cpu")
+    assert (
+        databunch.classes == [0, 1] and databunch.c == 2 and databunch.device == torch.device("cpu")
+    )
     assert databunch.path == databunch.train_ds.path
 
 
 def test_shapes_types_and_how_many_batches(databunch):
-    loaders = {"train": (databunch.train_dl, [8] * 5), "valid": (databunch.valid_dl, [8, 7]), "test": (databunch.test_dl, [8, 4]),
-               "fix": (databunch.fix_dl, [8] * 5 + [5]), "single": (databunch.single_dl, [1] * 15)}
+    loaders = {
+        "train": (databunch.train_dl, [8] * 5),
+        "valid": (databunch.valid_dl, [8, 7]),
+        "test": (databunch.test_dl, [8, 4]),
+        "fix": (databunch.fix_dl, [8] * 5 + [5]),
+        "single": (databunch.single_dl, [1] * 15),
+    }
     for name, (loader, sizes) in loaders.items():
         batches = list(loader)
         assert [tuple(x.shape) for x, _ in batches] == [(size, 3, 90, 90) for size in sizes], name
         assert all(x.dtype == torch.float32 and y.dtype == torch.int64 for x, y in batches), name
-        assert all(not inner.pin_memory or torch.cuda.is_available() for inner in (loader.dl,)), name
+        assert all(not inner.pin_memory or torch.cuda.is_available() for inner in (loader.dl,)), (
+            name
+        )
 
 
 def test_values_are_normalised_crops_with_their_labels(sample, split, plain, small_recipe):
     x, y = read_all(plain.valid_dl)
-    assert np.abs(x.numpy() - expected_batch([sample.train_paths[row] for row in split[1]], small_recipe)).max() < 2e-6
+    assert (
+        np.abs(
+            x.numpy() - expected_batch([sample.train_paths[row] for row in split[1]], small_recipe)
+        ).max()
+        < 2e-6
+    )
     assert y.tolist() == sample.labels["label"][split[1]].tolist()
     x, y = read_all(plain.test_dl)
-    assert np.abs(x.numpy() - expected_batch(sample.test_paths, small_recipe)).max() < 2e-6 and not y.any()
+    assert (
+        np.abs(x.numpy() - expected_batch(sample.test_paths, small_recipe)).max() < 2e-6
+        and not y.any()
+    )
 
 
 def test_normalisation_is_the_recipes(sample, split, small_recipe):
@@ -133,7 +180,9 @@ def test_normalisation_is_the_recipes(sample, split, small_recipe):
 
 def test_training_batches_are_shuffled_and_without_repeats(sample, split, plain, small_recipe):
     rows = np.sort(split[0])
-    known = expected_batch([sample.train_paths[row] for row in rows], small_recipe)[:, :, 0].reshape(45, 270)
+    known = expected_batch([sample.train_paths[row] for row in rows], small_recipe)[
+        :, :, 0
+    ].reshape(45, 270)
     orders = []
     for _ in range(2):
         x, y = read_all(plain.train_dl)
@@ -170,8 +219,12 @@ def test_the_recipe_goes_with_every_part(sample, split):
         assert part.x.recipe is recipe and part[0][0].data.shape == (3, 64, 64)
 
 
-def test_a_batch_as_large_as_the_training_set_is_one_batch_and_a_larger_one_is_refused(sample, split, refused):
-    data = make_databunch(sample, Recipe.sample(batch_size=45), split[1], num_workers=0, device="cpu")
+def test_a_batch_as_large_as_the_training_set_is_one_batch_and_a_larger_one_is_refused(
+    sample, split, refused
+):
+    data = make_databunch(
+        sample, Recipe.sample(batch_size=45), split[1], num_workers=0, device="cpu"
+    )
     assert [len(y) for _, y in data.train_dl] == [45]
     with refused(ValueError, "batch_size=46", "45 training patches", "give 45 or less"):
         make_databunch(sample, Recipe.sample(batch_size=46), split[1], num_workers=0)
@@ -188,11 +241,17 @@ def test_show_batch_draws_denormalised_crops(plain):
 
     plain.show_batch(rows=2, figsize=(4, 4), ds_type=DatasetType.Valid)
     images = [axis.images[0].get_array() for axis in plt.gcf().axes]
-    crops = [hcd.read_image(plain.path / item)[3:93, 3:93] / 255 for item in plain.valid_ds.x.items[:4]]
-    assert len(images) == 4 and all(np.abs(image - crop).max() < 1e-5 for image, crop in zip(images, crops))
+    crops = [
+        hcd.read_image(plain.path / item)[3:93, 3:93] / 255 for item in plain.valid_ds.x.items[:4]
+    ]
+    assert len(images) == 4 and all(
+        np.abs(image - crop).max() < 1e-5 for image, crop in zip(images, crops)
+    )
 
 
-def test_two_workers_hand_out_the_same_patches_in_the_same_order_as_none(sample, split, plain, small_recipe):
+def test_two_workers_hand_out_the_same_patches_in_the_same_order_as_none(
+    sample, split, plain, small_recipe
+):
     workers = make_databunch(sample, small_recipe.plain(), split[1], num_workers=2, device="cpu")
     assert workers.train_dl.num_workers == 2 and plain.train_dl.num_workers == 0
     for here, there in ((plain.valid_dl, workers.valid_dl), (plain.test_dl, workers.test_dl)):
@@ -210,7 +269,8 @@ def test_two_workers_draw_afresh_each_pass_and_unlike_each_other(sample, split, 
     finally:
         sample.test_path(one).unlink()
     crops = [crop.numpy().tobytes() for batch in passes for crop in batch]
-    assert len(crops) == 32 and len(set(crops)) > 24  # one patch, read 32 times by two workers in two passes
+    # one patch, read 32 times by two workers in two passes
+    assert len(crops) == 32 and len(set(crops)) > 24
 
 
 def test_workers_are_counted_when_none_are_named(sample, split, small_recipe):
@@ -218,8 +278,12 @@ def test_workers_are_counted_when_none_are_named(sample, split, small_recipe):
     assert data.train_dl.num_workers == min(16, len(os.sched_getaffinity(0)))
 
 
-def test_a_patch_that_cannot_be_read_any_more_stops_the_reading(copy_of_sample, split, small_recipe, refused):
-    data = make_databunch(hcd.open_dataset(copy_of_sample), small_recipe, split[1], num_workers=0, device="cpu")
+def test_a_patch_that_cannot_be_read_any_more_stops_the_reading(
+    copy_of_sample, split, small_recipe, refused
+):
+    data = make_databunch(
+        hcd.open_dataset(copy_of_sample), small_recipe, split[1], num_workers=0, device="cpu"
+    )
     path = copy_of_sample / data.valid_ds.x.items[3]
     open(path, "wb").close()
     with refused(ValueError, path, "0 bytes"):
@@ -228,8 +292,11 @@ def test_a_patch_that_cannot_be_read_any_more_stops_the_reading(copy_of_sample, 
 
 # device and generators
 
+
 def test_devices(refused):
-    assert find_device("cpu") == torch.device("cpu") and find_device(torch.device("cpu")) == torch.device("cpu")
+    assert find_device("cpu") == torch.device("cpu") and find_device(
+        torch.device("cpu")
+    ) == torch.device("cpu")
     assert find_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     for device in ("banana", "cuda:99", 99):
         with refused(ValueError, f"device='{device}'", "cannot be used here"):
@@ -243,7 +310,13 @@ def draws():
 @pytest.fixture
 def settings_kept():
     cudnn = torch.backends.cudnn
-    kept = random.getstate(), np.random.get_state(), torch.get_rng_state(), cudnn.deterministic, cudnn.benchmark
+    kept = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+        cudnn.deterministic,
+        cudnn.benchmark,
+    )
     yield
     random.setstate(kept[0])
     np.random.set_state(kept[1])

@@ -1,4 +1,5 @@
 """Accuracy, ROC and AUC against counting by hand."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,15 @@ def pairs(tumour):
 
 
 def count_pairs(tumour, labels):
-    """Return the share of (positive, negative) pairs in the right order, a tie counting half: what the AUC means."""
-    won = [(p > n) + (p == n) / 2 for p, y in zip(tumour, labels) if y == 1 for n, z in zip(tumour, labels) if z == 0]
+    """Return the share of (positive, negative) pairs in the right order, a tie counting half: what
+    the AUC means."""
+    won = [
+        (p > n) + (p == n) / 2
+        for p, y in zip(tumour, labels)
+        if y == 1
+        for n, z in zip(tumour, labels)
+        if z == 0
+    ]
     return sum(won) / len(won)
 
 
@@ -31,7 +39,8 @@ def test_known_answer():
 def test_auc_equals_counting_pairs_with_ties(rng_seed):
     rng = np.random.default_rng(rng_seed)
     labels = np.append(rng.integers(0, 2, 60), [0, 1])
-    tumour = np.round(np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1), 1)  # one decimal: many ties
+    # one decimal: many ties
+    tumour = np.round(np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1), 1)
     score = score_predictions(pairs(tumour), labels)
     assert score.auc == pytest.approx(count_pairs(tumour, labels), abs=1e-12)
     assert score.accuracy == np.mean([(p > 0.5) == y for p, y in zip(tumour, labels)])
@@ -41,7 +50,9 @@ def test_curve_points_are_the_rates_at_their_thresholds():
     rng = np.random.default_rng(7)
     labels, tumour = rng.integers(0, 2, 80), rng.uniform(size=80)
     score = score_predictions(pairs(tumour), labels)
-    for threshold, fpr, tpr in zip(score.thresholds, score.false_positive_rate, score.true_positive_rate):
+    for threshold, fpr, tpr in zip(
+        score.thresholds, score.false_positive_rate, score.true_positive_rate
+    ):
         assert fpr == np.mean(tumour[labels == 0] >= threshold)
         assert tpr == np.mean(tumour[labels == 1] >= threshold)
 
@@ -67,16 +78,19 @@ def test_takes_tensors_as_get_preds_returns_them():
     assert type(score.accuracy) is type(score.auc) is float  # they go into metrics.json
 
 
-@pytest.mark.parametrize("probabilities, labels, text", [
-    (pairs([0.1, 0.2, 0.3]), [0, 1], r"shape \(3, 2\) and labels \(2,\)"),
-    ([0.1, 0.9], [0, 1], r"shape \(2,\)"),
-    (pairs([0.1, 0.9]), [[0], [1]], r"labels \(2, 1\)"),  # numpy would compare each with each
-    (pairs([0.1, np.nan]), [0, 1], "not a number"),
-    ([[1.5, -0.5], [0.2, 0.8]], [0, 1], "softmax outputs, not logits"),
-    (pairs([0.1, 0.9]), [1, 1], r"labels hold \[1\]"),
-    (pairs([0.1, 0.9, 0.5]), [0, 1, 2], r"labels hold \[0, 1, 2\]"),
-    (np.zeros((0, 2)), [], r"labels hold \[\]"),
-])
+@pytest.mark.parametrize(
+    "probabilities, labels, text",
+    [
+        (pairs([0.1, 0.2, 0.3]), [0, 1], r"shape \(3, 2\) and labels \(2,\)"),
+        ([0.1, 0.9], [0, 1], r"shape \(2,\)"),
+        (pairs([0.1, 0.9]), [[0], [1]], r"labels \(2, 1\)"),  # numpy would compare each with each
+        (pairs([0.1, np.nan]), [0, 1], "not a number"),
+        ([[1.5, -0.5], [0.2, 0.8]], [0, 1], "softmax outputs, not logits"),
+        (pairs([0.1, 0.9]), [1, 1], r"labels hold \[1\]"),
+        (pairs([0.1, 0.9, 0.5]), [0, 1, 2], r"labels hold \[0, 1, 2\]"),
+        (np.zeros((0, 2)), [], r"labels hold \[\]"),
+    ],
+)
 def test_refuses(probabilities, labels, text):
     with pytest.raises(ValueError, match=text):
         score_predictions(probabilities, labels)

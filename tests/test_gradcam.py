@@ -1,4 +1,5 @@
 """Grad-CAM against sums done by hand and against the walkthrough's two hooks."""
+
 import random
 
 import numpy as np
@@ -12,7 +13,8 @@ from hcd.recipe import Recipe
 
 
 def two_layer_model():
-    """1 x 1 convolution to two channels, mean over the image, two logits: derivatives can be written down."""
+    """1 x 1 convolution to two channels, mean over the image, two logits: derivatives can be
+    written down."""
     body = nn.Conv2d(3, 2, 1, bias=False)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():
@@ -22,7 +24,8 @@ def two_layer_model():
     return nn.Sequential(body, head)
 
 
-BATCH = torch.tensor([[[1.0, 2], [3, 4]], [[1, 0], [0, -1]], [[9, 9], [9, 9]]])[None]  # red, green, blue
+# red, green, blue
+BATCH = torch.tensor([[[1.0, 2], [3, 4]], [[1, 0], [0, -1]], [[9, 9], [9, 9]]])[None]
 
 
 def small_model():
@@ -36,7 +39,8 @@ def tensors(model):
 
 
 def test_hand_computed():
-    # channel 0 is red, channel 1 is -2 green; each pixel's share of logit c is weight[c, channel] / 4
+    # channel 0 is red, channel 1 is -2 green; each pixel's share of logit c is weight[c, channel] /
+    # 4
     activations, gradients = hooked_backward(two_layer_model(), BATCH, 1)
     assert activations.tolist() == [[[[1, 2], [3, 4]], [[-2, 0], [0, 2]]]]
     assert gradients.tolist() == [[[[-1, -1], [-1, -1]], [[2, 2], [2, 2]]]]
@@ -50,7 +54,8 @@ def test_map_is_a_mean_without_relu():
     activations, gradients = hooked_backward(two_layer_model(), BATCH, 1)
     heatmap = grad_cam(activations, gradients)
     weights = gradients[0].mean(dim=(1, 2))
-    paper = torch.relu(sum(weight * channel for weight, channel in zip(weights, activations[0])))  # arXiv 1610.02391, eq. 2
+    # arXiv 1610.02391, eq. 2
+    paper = torch.relu(sum(weight * channel for weight, channel in zip(weights, activations[0])))
     assert heatmap.min() < 0
     assert not torch.equal(heatmap, paper)
     assert torch.equal(torch.relu(heatmap * len(weights)), paper)
@@ -59,8 +64,14 @@ def test_map_is_a_mean_without_relu():
 def test_equals_the_walkthroughs_two_hooks():
     model, batch = small_model().eval(), torch.randn(1, 3, 90, 90)
     kept = {}
-    hooks = [model[0].register_forward_hook(lambda module, given, output: kept.update(activations=output.detach())),
-             model[0].register_full_backward_hook(lambda module, given, output: kept.update(gradients=output[0]))]
+    hooks = [
+        model[0].register_forward_hook(
+            lambda module, given, output: kept.update(activations=output.detach())
+        ),
+        model[0].register_full_backward_hook(
+            lambda module, given, output: kept.update(gradients=output[0])
+        ),
+    ]
     model(batch.clone().requires_grad_())[0, 1].backward()
     for hook in hooks:
         hook.remove()
@@ -69,7 +80,9 @@ def test_equals_the_walkthroughs_two_hooks():
     torch.testing.assert_close(activations, kept["activations"], rtol=0, atol=0)
     torch.testing.assert_close(gradients, kept["gradients"], rtol=1e-6, atol=1e-9)
     assert gradients.abs().max() > 0
-    expected = (kept["activations"][0] * kept["gradients"][0].mean(1).mean(1)[..., None, None]).mean(0)
+    expected = (
+        kept["activations"][0] * kept["gradients"][0].mean(1).mean(1)[..., None, None]
+    ).mean(0)
     torch.testing.assert_close(grad_cam(activations, gradients), expected, rtol=1e-5, atol=1e-9)
 
 
@@ -122,7 +135,9 @@ def test_works_when_everything_is_frozen():
 
 
 def test_densenet_map_is_two_by_two_at_90_px():
-    activations, gradients = hooked_backward(build_shapes(Recipe()), torch.empty(1, 3, 90, 90, device="meta"), 0)
+    activations, gradients = hooked_backward(
+        build_shapes(Recipe()), torch.empty(1, 3, 90, 90, device="meta"), 0
+    )
     assert activations.shape == gradients.shape == (1, 1664, 2, 2)
 
 
@@ -141,7 +156,10 @@ def test_heatmap_is_for_the_label_also_where_the_model_says_otherwise(learner):
         heatmap, _ = get_heatmap(learner, index)
         random.seed(index)
         _, batch = draw(learner, index)
-        maps = [grad_cam(*hooked_backward(learner.model, batch, category)).numpy() for category in (0, 1)]
+        maps = [
+            grad_cam(*hooked_backward(learner.model, batch, category)).numpy()
+            for category in (0, 1)
+        ]
         np.testing.assert_allclose(heatmap, maps[label], rtol=1e-4, atol=1e-6 * np.abs(maps).max())
         assert np.abs(maps[0] - maps[1]).max() > 1e-3 * np.abs(maps).max()
         with torch.no_grad():

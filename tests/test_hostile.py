@@ -1,4 +1,6 @@
-"""Damaged and hostile input gives a clear error or a correct read; a full disk or a kill leaves the old file or the new one."""
+"""Damaged and hostile input gives a clear error or a correct read; a full disk or a kill leaves the
+old file or the new one."""
+
 import csv
 import io
 import json
@@ -29,7 +31,9 @@ from hcd.runs.notebook import _WholeFiles
 from hcd.runs.record import start_record
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def noise(size=96):
@@ -43,8 +47,10 @@ def encode(kind, *options):
 def with_tag(content, tag, value):
     """Return a little-endian TIFF with one tag of its directory set to a LONG."""
     damaged, start = bytearray(content), int.from_bytes(content[4:8], "little")
-    for place in range(start + 2, start + 2 + 12 * int.from_bytes(content[start:start + 2], "little"), 12):
-        if int.from_bytes(content[place:place + 2], "little") == tag:
+    for place in range(
+        start + 2, start + 2 + 12 * int.from_bytes(content[start : start + 2], "little"), 12
+    ):
+        if int.from_bytes(content[place : place + 2], "little") == tag:
             struct.pack_into("<HII", damaged, place + 2, 4, 1, value)
             return bytes(damaged)
     raise AssertionError(f"no tag {tag}")
@@ -52,19 +58,40 @@ def with_tag(content, tag, value):
 
 # thousands of them, in a process of their own
 
+
 def test_a_thousand_damaged_files_are_read_correctly_or_refused():
     """The same program makes the long run: python -m tests.fuzz --count 20000."""
-    done = subprocess.run([sys.executable, "-m", "tests.fuzz", "--count", "1000", "--seconds", "6", "--rng-seed", "7", "--json"],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.fuzz",
+            "--count",
+            "1000",
+            "--seconds",
+            "6",
+            "--rng-seed",
+            "7",
+            "--json",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert set(found) == {"tiff", "image", "csv", "card", "safetensors", "save", "record"}
-    assert sum(row["inputs"] for row in found.values()) >= 60 and not any(row["failed"] for row in found.values())
-    assert sum(row["read"] for row in found.values()) and sum(row["refused"] for row in found.values())
+    assert sum(row["inputs"] for row in found.values()) >= 60 and not any(
+        row["failed"] for row in found.values()
+    )
+    assert sum(row["read"] for row in found.values()) and sum(
+        row["refused"] for row in found.values()
+    )
 
 
 def test_the_fuzzer_sees_what_is_wrong(tmp_path):
-    """A reader that returns damaged pixels, one that fills the memory, a hang and a crash are all failures to it."""
+    """A reader that returns damaged pixels, one that fills the memory, a hang and a crash are all
+    failures to it."""
     from fuzz import cases
     from fuzz.__main__ import answer
 
@@ -76,10 +103,19 @@ def test_the_fuzzer_sees_what_is_wrong(tmp_path):
         cases.attempt("a", lambda: {}["a"])
     for cause in (MemoryError(), cv2.error("Insufficient memory")):
         with pytest.raises(cases.Wrong, match="memory"):
-            cases.attempt("a", lambda cause=cause: exec("raise ValueError('a') from cause", {"cause": cause}))
-    assert not cases.same_image(noise() ^ 1, encode(".png")) and cases.same_image(noise(), encode(".png"))
-    for code, words in (("import time; time.sleep(60)", "hangs"), ("import os; os.kill(os.getpid(), 11)", "ends with -11")):
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker:
+            cases.attempt(
+                "a", lambda cause=cause: exec("raise ValueError('a') from cause", {"cause": cause})
+            )
+    assert not cases.same_image(noise() ^ 1, encode(".png")) and cases.same_image(
+        noise(), encode(".png")
+    )
+    for code, words in (
+        ("import time; time.sleep(60)", "hangs"),
+        ("import os; os.kill(os.getpid(), 11)", "ends with -11"),
+    ):
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+        ) as worker:
             assert words in answer(worker, 2)["outcome"]
             worker.kill()
 
@@ -89,7 +125,9 @@ def test_the_same_case_is_the_same_whatever_came_before_it():
 
     content = json.dumps({"a": {"b": [1, {"c": 2}], "d": []}, "e": [0.5] * 3}).encode()
     one_way = [mutate_json(random.Random(number), content) for number in range(2000)]
-    assert one_way[::-1] == [mutate_json(random.Random(number), content) for number in reversed(range(2000))]
+    assert one_way[::-1] == [
+        mutate_json(random.Random(number), content) for number in reversed(range(2000))
+    ]
     assert len(set(one_way)) > 1000
 
 
@@ -101,13 +139,26 @@ FRAME = JPEG.index(b"\xff\xc0") + 5
 IHDR = b"IHDR" + struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
 BOMBS = {
     "LZW TIFF": (with_tag(with_tag(LZW, 256, 20_000), 257, 20_000), "20000 x 20000"),
-    "long TIFF": (with_tag(LZW, 257, 2 ** 31), "96 x 2147483648"),
+    "long TIFF": (with_tag(LZW, 257, 2**31), "96 x 2147483648"),
     "plain TIFF": (with_tag(with_tag(PLAIN, 256, 30_000), 257, 30_000), "30000 x 30000"),
-    "tiles": (with_tag(LZW, 278, 96).replace(struct.pack("<HHII", 278, 4, 1, 96), struct.pack("<HHII", 322, 4, 1, 2 ** 30)),
-              "1073741824 x 96"),
-    "JPEG": (JPEG[:FRAME] + struct.pack(">HH", 16_000, 65_000) + JPEG[FRAME + 4:], "65000 x 16000"),
-    "PNG": (b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + IHDR + struct.pack(">I", zlib.crc32(IHDR)) + bytes(99),
-            "60000 x 60000"),
+    "tiles": (
+        with_tag(LZW, 278, 96).replace(
+            struct.pack("<HHII", 278, 4, 1, 96), struct.pack("<HHII", 322, 4, 1, 2**30)
+        ),
+        "1073741824 x 96",
+    ),
+    "JPEG": (
+        JPEG[:FRAME] + struct.pack(">HH", 16_000, 65_000) + JPEG[FRAME + 4 :],
+        "65000 x 16000",
+    ),
+    "PNG": (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + IHDR
+        + struct.pack(">I", zlib.crc32(IHDR))
+        + bytes(99),
+        "60000 x 60000",
+    ),
 }
 
 
@@ -124,19 +175,29 @@ def test_a_header_that_claims_gigabytes_reaches_no_decoder(tmp_path, refused, mo
 
 @pytest.mark.parametrize("name", ["LZW", "DEFLATE", "PLAIN", "JPEG", "PNG"])
 def test_claimed_sizes_are_those_of_the_files(name):
-    content = {"LZW": LZW, "DEFLATE": DEFLATE, "PLAIN": PLAIN, "JPEG": JPEG, "PNG": encode(".png")}[name]
+    content = {"LZW": LZW, "DEFLATE": DEFLATE, "PLAIN": PLAIN, "JPEG": JPEG, "PNG": encode(".png")}[
+        name
+    ]
     assert claimed_size(content) == (96, 96) and decode_image(content).shape == (96, 96, 3)
 
 
 @pytest.mark.parametrize("end", [2, 3, 7, 8, 20, 24])
 def test_a_header_that_is_cut_claims_nothing(end):
-    for content in (LZW, JPEG, encode(".png"), b"MM\0*", b"II+\0" + bytes(30), b"II*\0\xff\xff\xff\x7f" + bytes(30)):
+    for content in (
+        LZW,
+        JPEG,
+        encode(".png"),
+        b"MM\0*",
+        b"II+\0" + bytes(30),
+        b"II*\0\xff\xff\xff\x7f" + bytes(30),
+    ):
         size = claimed_size(content[:end])
         assert size is None or size[0] * size[1] in (0, 96 * 96)
 
 
 def test_pixels_that_opencv_passes_on_damaged_are_refused(tmp_path, refused):
-    """OpenCV logs libtiff's error and returns the pixels decoded until then; the checksum says that they are wrong."""
+    """OpenCV logs libtiff's error and returns the pixels decoded until then; the checksum says that
+    they are wrong."""
     damaged = bytearray(DEFLATE)
     damaged[20_000] ^= 0x55
     passed = cv2.imdecode(np.frombuffer(bytes(damaged), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -155,7 +216,9 @@ def test_other_kinds_of_images_are_refused(tmp_path, refused, kind):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes in the file system")
-def test_a_pipe_a_device_and_a_file_without_end_are_not_waited_for(tmp_path, refused, sample, copy_of_sample):
+def test_a_pipe_a_device_and_a_file_without_end_are_not_waited_for(
+    tmp_path, refused, sample, copy_of_sample
+):
     os.mkfifo(tmp_path / "pipe.tif")
     (tmp_path / "zero.tif").symlink_to("/dev/zero")
     for name in ("pipe.tif", "zero.tif"):
@@ -174,14 +237,22 @@ def test_a_pipe_a_device_and_a_file_without_end_are_not_waited_for(tmp_path, ref
     assert found == [f"train/{path.name}" for path in (first, second, third)]
 
 
-BEGINNINGS = [b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", LZW, PNG]
+BEGINNINGS = [
+    b"",
+    b"II*\0\x08\0\0\0",
+    b"MM\0*\0\0\0\x08",
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    LZW,
+    PNG,
+]
 
 
 @QUICK
 @given(st.binary(max_size=400), st.integers(0, 1000), st.sampled_from(BEGINNINGS))
 def test_any_bytes_behind_any_beginning(tmp_path, tail, keep, head):
     path = tmp_path / "a.tif"
-    path.write_bytes(head[:len(head) - keep if len(head) > 1000 else len(head)] + tail)
+    path.write_bytes(head[: len(head) - keep if len(head) > 1000 else len(head)] + tail)
     try:
         image = read_image(path)
     except ValueError as error:
@@ -194,8 +265,12 @@ def test_any_bytes_behind_any_beginning(tmp_path, tail, keep, head):
 
 ODD = st.sampled_from(["id", "label", "0", "1", '"', "a,b", "\r", "\n", "NA", " "])
 # before 3.11 Python's csv could not write a NUL
-WRITABLE = st.characters(codec="utf-8", exclude_characters="" if sys.version_info >= (3, 11) else "\0")
-ROWS = st.lists(st.lists(st.text(WRITABLE, max_size=8) | ODD, min_size=1, max_size=4), min_size=1, max_size=6)
+WRITABLE = st.characters(
+    codec="utf-8", exclude_characters="" if sys.version_info >= (3, 11) else "\0"
+)
+ROWS = st.lists(
+    st.lists(st.text(WRITABLE, max_size=8) | ODD, min_size=1, max_size=4), min_size=1, max_size=6
+)
 
 
 @QUICK
@@ -205,27 +280,43 @@ def test_any_table_is_read_as_pythons_csv_reads_it_or_refused(tmp_path, rows, he
     csv.writer(file, lineterminator=end).writerows([["id", "label"], *rows] if headed else rows)
     text = file.getvalue()
     path.write_bytes(text.encode())
-    header, *whole = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row] or [[]]
-    sound = whole and all(len(row) == len(header) for row in whole) and header.count("id") == header.count("label") == 1
+    header, *whole = [
+        row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row
+    ] or [[]]
+    sound = (
+        whole
+        and all(len(row) == len(header) for row in whole)
+        and header.count("id") == header.count("label") == 1
+    )
     try:
         table = read_table(path)
     except ValueError as error:
         assert not sound or "\0" in text or text[0] == "\ufeff", error
         assert str(path) in str(error) and len(str(error).splitlines()) == 1
     else:
-        assert sound and table.values.tolist() == [[row[header.index("id")], row[header.index("label")]] for row in whole]
+        assert sound and table.values.tolist() == [
+            [row[header.index("id")], row[header.index("label")]] for row in whole
+        ]
 
 
 # cards and weights
 
+
 @pytest.fixture(scope="module")
 def model(learner, tmp_path_factory):
-    return save_bundle(learner, tmp_path_factory.mktemp("hostile") / "model", {"validation AUC": 0.5})
+    return save_bundle(
+        learner, tmp_path_factory.mktemp("hostile") / "model", {"validation AUC": 0.5}
+    )
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 BRANCHES = st.lists(LEAVES, max_size=4) | st.dictionaries(st.text(max_size=8), LEAVES, max_size=4)
-JSON = LEAVES | BRANCHES | st.lists(BRANCHES, max_size=4) | st.dictionaries(st.text(max_size=8), BRANCHES, max_size=4)
+JSON = (
+    LEAVES
+    | BRANCHES
+    | st.lists(BRANCHES, max_size=4)
+    | st.dictionaries(st.text(max_size=8), BRANCHES, max_size=4)
+)
 
 
 @QUICK
@@ -250,7 +341,9 @@ def test_any_value_in_any_field_of_a_card(model, data):
 def test_a_name_that_stands_twice_on_a_card(model, refused):
     whole = (model / "card.json").read_text()
     try:
-        (model / "card.json").write_text(whole.replace('"recipe": {', '"recipe": {"arch": "densenet169", ', 1))
+        (model / "card.json").write_text(
+            whole.replace('"recipe": {', '"recipe": {"arch": "densenet169", ', 1)
+        )
         with refused(ValueError, model / "card.json", "twice"):
             load_bundle(model)
     finally:
@@ -259,34 +352,50 @@ def test_a_name_that_stands_twice_on_a_card(model, refused):
 
 def test_a_tensors_name_with_line_breaks_stays_on_one_line(model, refused):
     weights, card = (model / "model.safetensors").read_bytes(), (model / "card.json").read_text()
-    header = json.dumps({"a\r\nb\u2028c": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}).encode()
+    header = json.dumps(
+        {"a\r\nb\u2028c": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}
+    ).encode()
     content = (len(header).to_bytes(8, "little") + header).ljust(len(weights), b"\0")
     try:
         (model / "model.safetensors").write_bytes(content)
-        (model / "card.json").write_text(json.dumps({**json.loads(card), "weights_sha256": sha256(content).hexdigest()}))
-        with refused(ValueError, model / "model.safetensors", "is no safetensors file", "copy it again"):
+        (model / "card.json").write_text(
+            json.dumps({**json.loads(card), "weights_sha256": sha256(content).hexdigest()})
+        )
+        with refused(
+            ValueError, model / "model.safetensors", "is no safetensors file", "copy it again"
+        ):
             load_bundle(model)
     finally:
         (model / "model.safetensors").write_bytes(weights)
         (model / "card.json").write_text(card)
 
 
-TENSORS = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F64", "I64", "U8", "F4", ""]) | st.text(max_size=4),
-                                 "shape": st.lists(st.integers(-1, 2 ** 64), max_size=4),
-                                 "data_offsets": st.lists(st.integers(-1, 2 ** 64), max_size=3)})
+TENSORS = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "F64", "I64", "U8", "F4", ""]) | st.text(max_size=4),
+        "shape": st.lists(st.integers(-1, 2**64), max_size=4),
+        "data_offsets": st.lists(st.integers(-1, 2**64), max_size=3),
+    }
+)
 
 
 @settings(QUICK, max_examples=40)
-@given(st.dictionaries(st.text(max_size=6) | st.just("0.0.0.weight"), TENSORS | JSON, max_size=4),
-       st.none() | st.integers(0, 2 ** 64 - 1))
+@given(
+    st.dictionaries(st.text(max_size=6) | st.just("0.0.0.weight"), TENSORS | JSON, max_size=4),
+    st.none() | st.integers(0, 2**64 - 1),
+)
 def test_any_header_of_the_weights(model, header, length):
     paths = model / "model.safetensors", model / "card.json"
     weights, card = (path.read_bytes() for path in paths)
     written = json.dumps(header).encode()
-    content = ((len(written) if length is None else length).to_bytes(8, "little") + written).ljust(len(weights), b"\0")
+    content = ((len(written) if length is None else length).to_bytes(8, "little") + written).ljust(
+        len(weights), b"\0"
+    )
     try:
         paths[0].write_bytes(content)
-        paths[1].write_text(json.dumps({**json.loads(card), "weights_sha256": sha256(content).hexdigest()}))
+        paths[1].write_text(
+            json.dumps({**json.loads(card), "weights_sha256": sha256(content).hexdigest()})
+        )
         with pytest.raises(ValueError) as caught:
             load_bundle(model)
         assert str(paths[0]) in str(caught.value) and len(str(caught.value).splitlines()) == 1
@@ -297,6 +406,7 @@ def test_any_header_of_the_weights(model, header, length):
 
 # full disks and kills
 
+
 @pytest.fixture
 def disk(tmp_path):
     """Function (KiB) -> folder on a disk of that size."""
@@ -306,7 +416,11 @@ def disk(tmp_path):
         folder = tmp_path / f"disk{len(mounted)}"
         folder.mkdir()
         try:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)], check=True, capture_output=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)],
+                check=True,
+                capture_output=True,
+            )
         except (subprocess.CalledProcessError, OSError) as error:
             pytest.skip(f"cannot mount a small disk here: {error}")
         mounted.append(folder)
@@ -318,7 +432,11 @@ def disk(tmp_path):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def fill(folder, left):
@@ -337,14 +455,20 @@ def test_a_model_folder_on_a_full_disk_keeps_the_older_model(disk, learner, samp
     fill(folder, left)
     with refused(OSError, folder / "model", "No space left on device", "free space"):
         save_bundle(learner, folder / "model", {"validation AUC": 0.75, "curve": [0.5] * 20_000})
-    assert contents(folder / "model") == before and load_bundle(folder / "model").card["metrics"] == {"validation AUC": 0.25}
+    assert contents(folder / "model") == before and load_bundle(folder / "model").card[
+        "metrics"
+    ] == {"validation AUC": 0.25}
     (folder / "filler").unlink()
     save_bundle(learner, folder / "model", {"validation AUC": 0.75})
     assert load_bundle(folder / "model").card["metrics"] == {"validation AUC": 0.75}
 
 
-def test_an_interruption_between_any_two_renames_leaves_a_model_that_loads(learner, tmp_path, monkeypatch):
-    """Renames are the moments at which a kill can make a difference; a second learner makes other weights."""
+def test_an_interruption_between_any_two_renames_leaves_a_model_that_loads(
+    learner, tmp_path, monkeypatch
+):
+    """Renames are the moments at which a kill can make a difference; a second learner makes other
+    weights."""
+
     def stop_at(number):
         def replace(source, target, count=iter(range(100)), replace=os.replace):
             if next(count) == number:
@@ -377,10 +501,17 @@ def test_an_interruption_between_any_two_renames_leaves_a_model_that_loads(learn
     finally:
         with torch.no_grad():
             bias.copy_(before)
-    assert not stopped and seen[-1] == number and {-1, number - 1} <= set(seen) and not list(folder.glob(".model-*"))
+    assert (
+        not stopped
+        and seen[-1] == number
+        and {-1, number - 1} <= set(seen)
+        and not list(folder.glob(".model-*"))
+    )
 
 
-def test_every_other_artefact_on_a_full_disk(disk, learner, sample, model, refused, capsys, monkeypatch):
+def test_every_other_artefact_on_a_full_disk(
+    disk, learner, sample, model, refused, capsys, monkeypatch
+):
     folder = disk(12_000)
     learner_path = learner.path
     probabilities = np.full((len(sample.test_ids), 2), 0.5)
@@ -389,14 +520,28 @@ def test_every_other_artefact_on_a_full_disk(disk, learner, sample, model, refus
         hcd.write_submission(folder / "submission.csv", sample, learner, probabilities)
 
     def predict():
-        if cli.main(["predict", str(model), *map(str, sample.test_paths), "--csv", str(folder / "predictions.csv")]):
+        if cli.main(
+            [
+                "predict",
+                str(model),
+                *map(str, sample.test_paths),
+                "--csv",
+                str(folder / "predictions.csv"),
+            ]
+        ):
             raise OSError(28, capsys.readouterr().err.strip())
 
-    writers = {"walkthrough.ipynb": lambda: _WholeFiles().write("x" * 9000, folder / "walkthrough.ipynb"),
-               "run.json": lambda: start_record(folder, hcd.Recipe(), {}),
-               "checkpoints/start.pth": lambda: hcd.Checkpoints(folder / "checkpoints", hcd.Recipe(), sample), "submission.csv": submit,
-               "metrics.json": lambda: hcd.write_json(folder / "metrics.json", {"losses": [0.5] * 2000}),
-               "predictions.csv": predict, "models/stage1.pth": lambda: learner.save("stage1")}
+    writers = {
+        "walkthrough.ipynb": lambda: _WholeFiles().write("x" * 9000, folder / "walkthrough.ipynb"),
+        "run.json": lambda: start_record(folder, hcd.Recipe(), {}),
+        "checkpoints/start.pth": lambda: hcd.Checkpoints(
+            folder / "checkpoints", hcd.Recipe(), sample
+        ),
+        "submission.csv": submit,
+        "metrics.json": lambda: hcd.write_json(folder / "metrics.json", {"losses": [0.5] * 2000}),
+        "predictions.csv": predict,
+        "models/stage1.pth": lambda: learner.save("stage1"),
+    }
     try:
         monkeypatch.setattr(learner, "path", folder)
         for writer in writers.values():
@@ -407,8 +552,12 @@ def test_every_other_artefact_on_a_full_disk(disk, learner, sample, model, refus
         for name, writer in writers.items():
             with pytest.raises(OSError, match="No space left on device") as caught:
                 writer()
-            assert str(folder) in str(caught.value) and len(str(caught.value).splitlines()) == 1, name
-            assert {path: content for path, content in contents(folder).items() if path != "filler"} == before, name
+            assert str(folder) in str(caught.value) and len(str(caught.value).splitlines()) == 1, (
+                name
+            )
+            assert {
+                path: content for path, content in contents(folder).items() if path != "filler"
+            } == before, name
     finally:
         learner.path = learner_path
 
@@ -430,15 +579,17 @@ from hcd.learner import build_model
 folder, recipe = sys.argv[1], hcd.Recipe.sample(arch="squeezenet1_1")
 ids = [f"{n:040x}" for n in range(2000)]
 dataset = SimpleNamespace(sample_ids=ids)
-learner = SimpleNamespace(model=build_model(recipe)[0], data=SimpleNamespace(
-    train_ds=SimpleNamespace(x=SimpleNamespace(recipe=recipe)), test_ds=SimpleNamespace(items=[f"{name}.tif" for name in ids])))
+data = SimpleNamespace(train_ds=SimpleNamespace(x=SimpleNamespace(recipe=recipe)),
+                       test_ds=SimpleNamespace(items=[f"{name}.tif" for name in ids]))
+learner = SimpleNamespace(model=build_model(recipe)[0], data=data)
 number = 0
 while True:
     number += 1
     with torch.no_grad():
         learner.model[1][-1].bias.fill_(number % 100)
     hcd.write_json(f"{folder}/metrics.json", {"number": number, "losses": [number] * 20000})
-    hcd.write_submission(f"{folder}/submission.csv", dataset, learner, np.full((2000, 2), number % 100 / 100))
+    probabilities = np.full((2000, 2), number % 100 / 100)
+    hcd.write_submission(f"{folder}/submission.csv", dataset, learner, probabilities)
     hcd.save_bundle(learner, f"{folder}/model", {"number": number})
     if number == 1:
         print("ready", flush=True)
@@ -446,8 +597,11 @@ while True:
 
 
 def test_a_kill_at_any_moment_leaves_whole_artefacts(tmp_path):
-    """One process writes all the time; it is stopped at 20 moments, and what lies there then is what a kill would leave."""
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as writer:
+    """One process writes all the time; it is stopped at 20 moments, and what lies there then is
+    what a kill would leave."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
+    ) as writer:
         try:
             assert writer.stdout.readline() == b"ready\n"
             seen = []
@@ -468,7 +622,11 @@ def look(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["losses"] == [metrics["number"]] * 20000
     lines = (folder / "submission.csv").read_text().splitlines()
-    assert len(lines) == 2001 and lines[0] == "id,label" and len({line.split(",")[1] for line in lines[1:]}) == 1
+    assert (
+        len(lines) == 2001
+        and lines[0] == "id,label"
+        and len({line.split(",")[1] for line in lines[1:]}) == 1
+    )
     bundle = load_bundle(folder / "model")
     assert bundle.model[1][-1].bias[0].item() == bundle.card["metrics"]["number"] % 100
     return metrics["number"], lines[1].split(",")[1], bundle.card["metrics"]["number"]

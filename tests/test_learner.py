@@ -1,4 +1,6 @@
-"""The learner is fastai's cnn_learner: cut, head, groups, what is frozen; and it is refused before it could fail."""
+"""The learner is fastai's cnn_learner: cut, head, groups, what is frozen; and it is refused before
+it could fail."""
+
 from dataclasses import replace
 from urllib.error import URLError
 
@@ -12,9 +14,19 @@ from hcd.learner import ShowGraph, accuracy, build_model, build_shapes
 
 
 def tiny_arch(pretrained=False):
-    """An architecture of a user's own: two convolutions with a batch norm each; its "pretrained" weights are all 0.25."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=4),
-                          nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10))
+    """An architecture of a user's own: two convolutions with a batch norm each; its "pretrained"
+    weights are all 0.25."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=4),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 10),
+    )
     if pretrained:
         for layer in (model[0], model[3]):
             nn.init.constant_(layer.weight, 0.25)
@@ -24,7 +36,9 @@ def tiny_arch(pretrained=False):
 @pytest.fixture
 def tiny_learner(databunch, small_recipe, tmp_path):
     """Function of the recipe's changes that builds a learner on the tiny architecture."""
-    return lambda **changes: get_learner(databunch, replace(small_recipe, arch=tiny_arch, **changes), tmp_path)
+    return lambda **changes: get_learner(
+        databunch, replace(small_recipe, arch=tiny_arch, **changes), tmp_path
+    )
 
 
 def is_norm(layer):
@@ -35,13 +49,25 @@ def test_walkthroughs_model_has_densenet169s_body_and_fastais_head():
     body, head = build_shapes(Recipe())
     # torchvision's 14,149,480 parameters less its classifier of 1664 x 1000 weights and 1000 biases
     assert sum(parameter.numel() for parameter in body.parameters()) == 14_149_480 - 1_665_000
-    kinds = ["AdaptiveConcatPool2d", "Flatten", "BatchNorm1d", "Dropout", "Linear", "ReLU", "BatchNorm1d", "Dropout", "Linear"]
+    kinds = [
+        "AdaptiveConcatPool2d",
+        "Flatten",
+        "BatchNorm1d",
+        "Dropout",
+        "Linear",
+        "ReLU",
+        "BatchNorm1d",
+        "Dropout",
+        "Linear",
+    ]
     assert [type(layer).__name__ for layer in head] == kinds
     assert (head[4].in_features, head[4].out_features, head[8].out_features) == (2 * 1664, 512, 2)
 
 
 def test_layer_groups_are_fastais_and_cover_every_layer_once(learner):
-    groups = [sum(parameter.numel() for parameter in group.parameters()) for group in learner.layer_groups]
+    groups = [
+        sum(parameter.numel() for parameter in group.parameters()) for group in learner.layer_groups
+    ]
     assert groups == [25632, 94784, 602080, 528898]
     assert sum(groups[:3]) == 1_235_496 - 513_000  # SqueezeNet 1.1 without its classifier
     in_groups = [id(p) for group in learner.layer_groups for p in group.parameters()]
@@ -69,21 +95,29 @@ def test_head_dropout_is_halved_before_the_hidden_layer(tiny_learner, given):
 
 def test_head_starts_kaiming_normal(learner):
     hidden = learner.model[1][4]
-    assert float(hidden.weight.detach().std()) == pytest.approx((2 / 1024) ** 0.5, rel=0.02)  # torch's own start has 0.018
+    # torch's own start has 0.018
+    assert float(hidden.weight.detach().std()) == pytest.approx((2 / 1024) ** 0.5, rel=0.02)
     assert not hidden.bias.any()
 
 
 def test_frozen_layers_still_train_their_batch_norms(tiny_learner):
     learner = tiny_learner(pretrained=True)
     body, head = learner.model
-    free = {layer for layer in learner.model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))}
-    assert free == {layer for layer in body if is_norm(layer)} | {layer for layer in head if list(layer.parameters())}
+    free = {
+        layer
+        for layer in learner.model.modules()
+        if any(p.requires_grad for p in layer.parameters(recurse=False))
+    }
+    assert free == {layer for layer in body if is_norm(layer)} | {
+        layer for layer in head if list(layer.parameters())
+    }
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
     learner.fit(1, 1e-2)
     after = learner.model.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == set(before) - {"0.0.weight", "0.3.weight"}  # all but the body's convolutions
-    for name in ("0.0.bias", "0.3.bias"):  # whose biases fastai's weight decay of 1e-2 shrinks in each of the 5 steps
+    # whose biases fastai's weight decay of 1e-2 shrinks in each of the 5 steps
+    for name in ("0.0.bias", "0.3.bias"):
         torch.testing.assert_close(after[name], before[name] * (1 - 1e-2 * 1e-2) ** 5)
 
 
@@ -99,29 +133,47 @@ def test_pretrained_reaches_a_callable(tiny_learner):
 
 def test_name_and_callable_build_the_same(databunch, small_recipe, learner, tmp_path):
     set_rng_seed(0)  # as the fixture `learner` was built by name
-    other = get_learner(databunch, replace(small_recipe, arch=torchvision.models.squeezenet1_1), tmp_path)
-    assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in learner.model.state_dict().items())
+    other = get_learner(
+        databunch, replace(small_recipe, arch=torchvision.models.squeezenet1_1), tmp_path
+    )
+    assert all(
+        torch.equal(value, other.model.state_dict()[name])
+        for name, value in learner.model.state_dict().items()
+    )
 
 
-def test_pretrained_weights_are_torchvisions(shared, databunch, small_recipe, tmp_path, monkeypatch):
+def test_pretrained_weights_are_torchvisions(
+    shared, databunch, small_recipe, tmp_path, monkeypatch
+):
     monkeypatch.setenv("TORCH_HOME", str(shared / "weights"))
     recipe = replace(small_recipe, pretrained=True)
     check_machine(recipe, "cpu")
     body = get_learner(databunch, recipe, tmp_path).model[0].state_dict()
     (file,) = (shared / "weights/hub/checkpoints").glob("squeezenet1_1-*.pth")
     published = torch.load(file, weights_only=True)
-    published = {name.replace("features.", "0."): value for name, value in published.items() if name.startswith("features.")}
+    published = {
+        name.replace("features.", "0."): value
+        for name, value in published.items()
+        if name.startswith("features.")
+    }
     assert set(body) == set(published) and len(body) == 50
     assert all(torch.equal(value, published[name]) for name, value in body.items())
 
 
 def test_shapes_take_no_memory_and_are_the_models(small_recipe):
-    shapes, model = build_shapes(small_recipe).state_dict(), build_model(small_recipe)[0].state_dict()
+    shapes, model = (
+        build_shapes(small_recipe).state_dict(),
+        build_model(small_recipe)[0].state_dict(),
+    )
     assert {value.device.type for value in shapes.values()} == {"meta"}
-    assert {name: value.shape for name, value in shapes.items()} == {name: value.shape for name, value in model.items()}
+    assert {name: value.shape for name, value in shapes.items()} == {
+        name: value.shape for name, value in model.items()
+    }
 
 
-@pytest.mark.parametrize("arch", ["vit_b_16", "vit_h_14", "mnasnet1_0", "maxvit_t", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize(
+    "arch", ["vit_b_16", "vit_h_14", "mnasnet1_0", "maxvit_t", "shufflenet_v2_x1_0"]
+)
 def test_architecture_that_fastai_cannot_cut(arch):
     with pytest.raises(ValueError, match=f"arch='{arch}' cannot be .* such as densenet169"):
         check_machine(Recipe(arch=arch, pretrained=False), "cpu")
@@ -134,7 +186,9 @@ def test_model_that_could_not_be_saved_is_refused_before_training():
 
 def test_unknown_architecture_names_the_nearest(databunch, small_recipe):
     for call in (check_machine, lambda recipe: get_learner(databunch, recipe)):
-        with pytest.raises(ValueError, match=r"arch='densenet170' is no model .* did you mean .*densenet169"):
+        with pytest.raises(
+            ValueError, match=r"arch='densenet170' is no model .* did you mean .*densenet169"
+        ):
             call(replace(small_recipe, arch="densenet170"))
 
 
@@ -152,7 +206,9 @@ def test_no_pretrained_weights_to_be_had(databunch, small_recipe, tmp_path, monk
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     recipe = replace(small_recipe, pretrained=True)
     for call in (check_machine, lambda recipe: get_learner(databunch, recipe)):
-        with pytest.raises(FileNotFoundError, match="no pretrained weights for squeezenet1_1: .*pretrained=False"):
+        with pytest.raises(
+            FileNotFoundError, match="no pretrained weights for squeezenet1_1: .*pretrained=False"
+        ):
             call(recipe)
 
 
@@ -167,4 +223,5 @@ def test_repeatable_kernels_stay_asked_for(small_recipe, monkeypatch, repeatable
 
 def test_recipe_of_the_databunch_is_the_one_given(sample, small_recipe, split):
     data = make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu")
-    assert data.train_ds.x.recipe is data.valid_ds.x.recipe is small_recipe  # what save_bundle writes on the card
+    # what save_bundle writes on the card
+    assert data.train_ds.x.recipe is data.valid_ds.x.recipe is small_recipe

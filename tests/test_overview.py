@@ -1,4 +1,6 @@
-"""Which patches the overviews show, what stands above them, and that caption and picture belong together."""
+"""Which patches the overviews show, what stands above them, and that caption and picture belong
+together."""
+
 import random
 from types import SimpleNamespace
 
@@ -6,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from hcd import choose_patches, get_heatmap, get_learner, make_databunch, plot_heatmap_overview, plot_overview, read_cropped_image
+from hcd import (
+    choose_patches,
+    get_heatmap,
+    get_learner,
+    make_databunch,
+    plot_heatmap_overview,
+    plot_overview,
+    read_cropped_image,
+)
 from hcd.engine.compat import fastai
 from hcd.overview import _caption
 
@@ -31,7 +41,8 @@ def made_up(losses=LOSSES):
 
 @pytest.fixture(scope="module")
 def interp(sample, small_recipe, split, tmp_path_factory):
-    """Interpretation of a learner that reads plain crops, so that a patch looks the same each time it is drawn."""
+    """Interpretation of a learner that reads plain crops, so that a patch looks the same each time
+    it is drawn."""
     recipe = small_recipe.plain()
     data = make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
     torch.manual_seed(2)
@@ -42,7 +53,10 @@ def interp(sample, small_recipe, split, tmp_path_factory):
 def test_rows_are_random_largest_and_smallest_losses():
     (first, chosen), *others = choose_patches(made_up(), rng=random.Random(0))
     assert first == "Random\nsamples" and len(chosen) == 4
-    assert others == [("Most incorrect\nsamples", LARGEST_FIRST[:4]), ("Most correct\nsamples", LARGEST_FIRST[::-1][:4])]
+    assert others == [
+        ("Most incorrect\nsamples", LARGEST_FIRST[:4]),
+        ("Most correct\nsamples", LARGEST_FIRST[::-1][:4]),
+    ]
 
 
 def test_random_positions_reach_both_ends_and_never_leave():
@@ -53,11 +67,16 @@ def test_random_positions_reach_both_ends_and_never_leave():
 
 def test_count_and_few_patches():
     assert [len(chosen) for _, chosen in choose_patches(made_up(), count=2)] == [2, 2, 2]
-    assert choose_patches(made_up([0.5, 0.6]))[1:] == [("Most incorrect\nsamples", [1, 0]), ("Most correct\nsamples", [0, 1])]
+    assert choose_patches(made_up([0.5, 0.6]))[1:] == [
+        ("Most incorrect\nsamples", [1, 0]),
+        ("Most correct\nsamples", [0, 1]),
+    ]
 
 
 def test_same_seed_same_choice():
-    assert choose_patches(made_up(), rng=random.Random(5)) == choose_patches(made_up(), rng=random.Random(5))
+    assert choose_patches(made_up(), rng=random.Random(5)) == choose_patches(
+        made_up(), rng=random.Random(5)
+    )
     random.seed(6)
     first = choose_patches(made_up())
     random.seed(6)
@@ -69,12 +88,17 @@ def expected_caption(interp, position, names):
     probabilities = interp.preds[position].numpy()
     actual = interp.learn.data.valid_ds.y.items[position]
     loss = max(-np.log(probabilities[actual]), 0.0)
-    return f"{names[probabilities.argmax()]} / {names[actual]} / {loss:.2f} / {probabilities[actual]:.2f}"
+    return (
+        f"{names[probabilities.argmax()]} / {names[actual]} / {loss:.2f} /"
+        f" {probabilities[actual]:.2f}"
+    )
 
 
 def plain_crop(interp, position):
     data = interp.learn.data
-    return read_cropped_image(data.path / data.valid_ds.x.items[position], recipe=data.valid_ds.x.recipe)
+    return read_cropped_image(
+        data.path / data.valid_ds.x.items[position], recipe=data.valid_ds.x.recipe
+    )
 
 
 @pytest.mark.parametrize("plot", [plot_overview, plot_heatmap_overview])
@@ -95,11 +119,16 @@ def test_captions_belong_to_their_patches(interp, plot):
 
 
 def test_titles_and_default_names(interp):
-    for plot, title in ((plot_overview, "Predicted / Actual / Loss / Probability"),
-                        (plot_heatmap_overview, "Grad-CAM\nPredicted / Actual / Loss / Probability")):
+    for plot, title in (
+        (plot_overview, "Predicted / Actual / Loss / Probability"),
+        (plot_heatmap_overview, "Grad-CAM\nPredicted / Actual / Loss / Probability"),
+    ):
         figure = plot(interp)
         assert figure.get_suptitle() == title
-        assert {word for axis in figure.axes for word in axis.get_title().split(" / ")[:2]} == {"Negative", "Tumour"}
+        assert {word for axis in figure.axes for word in axis.get_title().split(" / ")[:2]} == {
+            "Negative",
+            "Tumour",
+        }
 
 
 def test_heatmaps_lie_over_their_patches(interp):
@@ -108,17 +137,25 @@ def test_heatmaps_lie_over_their_patches(interp):
     for axis, position in zip(figure.axes, positions):
         picture, heatmap = axis.images
         expected, _ = get_heatmap(interp.learn, position)
-        np.testing.assert_allclose(heatmap.get_array(), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            heatmap.get_array(), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max()
+        )
         assert heatmap.get_extent() == picture.get_extent()
 
 
 def test_probability_is_that_of_the_actual_class():
-    interp = SimpleNamespace(pred_class=torch.tensor([1]), y_true=torch.tensor([0]), losses=torch.tensor([1.6094]),
-                             preds=torch.tensor([[0.2, 0.8]]))
+    interp = SimpleNamespace(
+        pred_class=torch.tensor([1]),
+        y_true=torch.tensor([0]),
+        losses=torch.tensor([1.6094]),
+        preds=torch.tensor([[0.2, 0.8]]),
+    )
     assert _caption(interp, 0, ("Negative", "Tumour")) == "Tumour / Negative / 1.61 / 0.20"
 
 
 def test_every_patch_is_drawn_anew(learner):
     interp = fastai.train.ClassificationInterpretation.from_learner(learner)
-    one, two = (plot_overview(interp, rng=random.Random(4)).axes[4].images[0].get_array() for _ in range(2))
+    one, two = (
+        plot_overview(interp, rng=random.Random(4)).axes[4].images[0].get_array() for _ in range(2)
+    )
     assert not np.allclose(one, two)

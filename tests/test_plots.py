@@ -1,4 +1,5 @@
 """The figures hold what their arguments say, and every one of them renders without a warning."""
+
 import io
 import subprocess
 import sys
@@ -44,9 +45,14 @@ def limits(axis):
 
 
 def sweep_curve(weight_decay, blow_up, count=600, plateau=0.9):
-    """Return a noise-free range test: a plateau up to 1e-4, down to about 0.5, up to 40 from `blow_up` on."""
+    """Return a noise-free range test: a plateau up to 1e-4, down to about 0.5, up to 40 from
+    `blow_up` on."""
     lrs = np.logspace(-7, 1, count)
-    losses = plateau - (plateau - 0.5) / (1 + (2e-3 / lrs) ** 2) + np.minimum(40, 0.05 * (lrs / blow_up) ** 4)
+    losses = (
+        plateau
+        - (plateau - 0.5) / (1 + (2e-3 / lrs) ** 2)
+        + np.minimum(40, 0.05 * (lrs / blow_up) ** 4)
+    )
     return SimpleNamespace(weight_decay=weight_decay, lrs=lrs, losses=losses)
 
 
@@ -55,20 +61,32 @@ def every_figure():
     few = [(patch_id(1), 0, patch()), (patch_id(2), 1, patch())]
     caption = "Negative / Tumour / 12.34 / 0.02"
     plain = [plots.Cell(patch(90), caption) for _ in range(4)]
-    heated = [plots.Cell(patch(90)[..., 0] / 255, caption, rng.normal(size=(2, 2))) for _ in range(4)]
+    heated = [
+        plots.Cell(patch(90)[..., 0] / 255, caption, rng.normal(size=(2, 2))) for _ in range(4)
+    ]
     names = ("Random\nsamples", "Most incorrect\nsamples", "Most correct\nsamples")
     curves = [sweep_curve(1e-6, 0.3), sweep_curve(1e-4, 0.2), sweep_curve(1e-2, 0.05)]
     return {
-        "patches": lambda: plots.plot_patches([patch()] * 5, [patch()] * 5, "Patches", centre_box=True),
+        "patches": lambda: plots.plot_patches(
+            [patch()] * 5, [patch()] * 5, "Patches", centre_box=True
+        ),
         "one class": lambda: plots.plot_patches([], [patch(90) / 255] * 2, "Crops"),
         "draws": lambda: plots.plot_draws([patch(90) / 255] * 5, "Draws"),
         "no outliers": lambda: plots.plot_outliers([], []),
         "outliers": lambda: plots.plot_outliers(few, few * 4),
         "sweep": lambda: plots.plot_sweep(curves),
-        "short sweep": lambda: plots.plot_sweep([SimpleNamespace(weight_decay=0, lrs=[1e-3], losses=[0.7])]),
-        "lost sweep": lambda: plots.plot_sweep([SimpleNamespace(weight_decay=1, lrs=[1, 2], losses=[np.nan] * 2)]),
-        "overview": lambda: plots.plot_patch_grid([(name, plain) for name in names], "Predicted / actual / loss"),
-        "heatmaps": lambda: plots.plot_patch_grid([(name, heated) for name in names], "Grad-CAM\nPredicted / actual"),
+        "short sweep": lambda: plots.plot_sweep(
+            [SimpleNamespace(weight_decay=0, lrs=[1e-3], losses=[0.7])]
+        ),
+        "lost sweep": lambda: plots.plot_sweep(
+            [SimpleNamespace(weight_decay=1, lrs=[1, 2], losses=[np.nan] * 2)]
+        ),
+        "overview": lambda: plots.plot_patch_grid(
+            [(name, plain) for name in names], "Predicted / actual / loss"
+        ),
+        "heatmaps": lambda: plots.plot_patch_grid(
+            [(name, heated) for name in names], "Grad-CAM\nPredicted / actual"
+        ),
         "roc": lambda: plots.plot_roc([0, 0.1, 1], [0, 0.9, 1], 0.9),
         "prediction": lambda: plots.plot_prediction(patch(), "tumour", 0.97),
     }
@@ -92,17 +110,25 @@ def test_no_text_overlaps_another_or_leaves_the_page(name):
     boxes = [(text.get_text(), text.get_window_extent()) for text in boxes if text.get_text()]
     page = figure.bbox
     for number, (text, box) in enumerate(boxes):
-        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text
+        assert (
+            page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+        ), text
         for other, other_box in boxes[:number]:
             assert not box.overlaps(other_box), (text, other)
-    panels = [axis.get_tightbbox(figure.canvas.get_renderer()) for axis in visible(figure)]  # tick labels too
-    assert not any(box.overlaps(other) for number, box in enumerate(panels) for other in panels[:number])
+    # tick labels too
+    panels = [axis.get_tightbbox(figure.canvas.get_renderer()) for axis in visible(figure)]
+    assert not any(
+        box.overlaps(other) for number, box in enumerate(panels) for other in panels[:number]
+    )
 
 
 # patches and draws
 
+
 def test_boxes_are_dotted_blue_over_negatives_and_red_over_tumours():
-    figure = plots.plot_patches([patch()] * 5, [patch()] * 5, "Lymph node sections", centre_box=True)
+    figure = plots.plot_patches(
+        [patch()] * 5, [patch()] * 5, "Lymph node sections", centre_box=True
+    )
     assert figure._suptitle.get_text() == "Lymph node sections"
     assert [figure.axes[0].get_ylabel(), figure.axes[5].get_ylabel()] == ["Negative", "Tumour"]
     for number, axis in enumerate(figure.axes):
@@ -111,7 +137,8 @@ def test_boxes_are_dotted_blue_over_negatives_and_red_over_tumours():
         assert box.get_edgecolor() == to_rgba("blue" if number < 5 else "red")
         assert box.get_linestyle() in (":", "dotted") and box.get_linewidth() == 4
         assert box.get_facecolor()[3] == 0  # see-through
-        assert limits(axis) == (0, 96, 96, 0)  # edges of pixels, so that the box starts where pixel 32 does
+        # edges of pixels, so that the box starts where pixel 32 does
+        assert limits(axis) == (0, 96, 96, 0)
 
 
 def test_box_frames_exactly_the_centre_pixels():
@@ -171,6 +198,7 @@ def test_draws_lie_in_one_row(count):
 
 # outliers
 
+
 def test_outliers_show_the_first_six_and_count_the_rest():
     bright = [(patch_id(number), number % 2, patch()) for number in range(9)]
     figure = plots.plot_outliers([(patch_id(15), 0, patch())], bright)
@@ -178,14 +206,17 @@ def test_outliers_show_the_first_six_and_count_the_rest():
     assert figure.axes[6].get_ylabel() == "Extremely bright\n6 of 9"
     assert len(figure.axes) == 12 and len(visible(figure)) == 7
     for (name, label, image), axis in zip(bright, figure.axes[6:]):
-        assert axis.get_title().split("\n") == [name[:20], name[20:], f"label {label}"]  # whole id, legible
+        # whole id, legible
+        assert axis.get_title().split("\n") == [name[:20], name[20:], f"label {label}"]
         assert np.array_equal(axis.images[0].get_array(), image)
 
 
 @pytest.mark.parametrize("count, words", [(2, "2 found"), (3, "3 found"), (4, "3 of 4")])
 def test_outliers_are_cut_beyond_most(count, words):
     figure = plots.plot_outliers([(patch_id(1), 0, patch())] * count, [], most=3)
-    assert figure.axes[0].get_ylabel() == f"Extremely dark\n{words}" and len(with_image(figure)) == min(count, 3)
+    assert figure.axes[0].get_ylabel() == f"Extremely dark\n{words}" and len(
+        with_image(figure)
+    ) == min(count, 3)
 
 
 def test_no_outliers_say_so_in_both_rows():
@@ -197,14 +228,35 @@ def test_no_outliers_say_so_in_both_rows():
 
 # sweep
 
+
 def test_sweep_draws_every_curve_unchanged_with_its_weight_decay():
-    curves = [sweep_curve(1e-6, 0.3), sweep_curve(1e-4, 0.2), sweep_curve(1.5e-2, 0.05), sweep_curve(0, 0.05)]
+    curves = [
+        sweep_curve(1e-6, 0.3),
+        sweep_curve(1e-4, 0.2),
+        sweep_curve(1.5e-2, 0.05),
+        sweep_curve(0, 0.05),
+    ]
     axis = plots.plot_sweep(curves).axes[0]
-    assert axis.get_xscale() == "log" and axis.get_xlabel() == "Learning rate" and axis.get_ylabel().startswith("Loss")
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["1e-6", "1e-4", "1.5e-2", "0"]
+    assert (
+        axis.get_xscale() == "log"
+        and axis.get_xlabel() == "Learning rate"
+        and axis.get_ylabel().startswith("Loss")
+    )
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "1e-6",
+        "1e-4",
+        "1.5e-2",
+        "0",
+    ]
     for line, curve in zip(axis.lines, curves):
-        assert np.array_equal(line.get_xdata(), curve.lrs) and np.array_equal(line.get_ydata(), curve.losses)
-    assert len({line.get_color() for line in axis.lines}) == len({line.get_linestyle() for line in axis.lines}) == 4
+        assert np.array_equal(line.get_xdata(), curve.lrs) and np.array_equal(
+            line.get_ydata(), curve.losses
+        )
+    assert (
+        len({line.get_color() for line in axis.lines})
+        == len({line.get_linestyle() for line in axis.lines})
+        == 4
+    )
 
 
 @pytest.mark.parametrize("count", [60, 600])
@@ -212,7 +264,8 @@ def test_sweep_limits_hold_descent_and_minimum_but_not_the_divergence(count):
     curves = [sweep_curve(1e-6, 0.3, count), sweep_curve(1e-2, 0.05, count)]
     left, right, bottom, top = limits(plots.plot_sweep(curves).axes[0])
     least = min(curve.losses.min() for curve in curves)
-    assert least - 0.1 < bottom < least and 0.9 < top < 1.1  # the plateau is 0.9, the divergence reaches 40
+    # the plateau is 0.9, the divergence reaches 40
+    assert least - 0.1 < bottom < least and 0.9 < top < 1.1
     assert 1e-5 < left < 5e-4  # the descent passes its middle at 2e-3
     for curve in curves:
         assert left < curve.lrs[curve.losses.argmin()] < right
@@ -234,12 +287,17 @@ def test_sweep_leaves_gaps_where_a_loss_is_not_finite():
     axis = plots.plot_sweep([curve, lost]).axes[0]
     assert np.array_equal(np.isfinite(axis.lines[0].get_ydata()), np.arange(600) < 597)
     assert limits(axis) == pytest.approx(expected)
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["1e-4", "1e0 (no finite loss)"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "1e-4",
+        "1e0 (no finite loss)",
+    ]
 
 
 def test_sweep_takes_tensors_as_the_recorder_holds_them():
     torch = pytest.importorskip("torch")
-    curve = SimpleNamespace(weight_decay=1e-4, lrs=[1e-3, 1e-2], losses=[torch.tensor(0.75), torch.tensor(0.5)])
+    curve = SimpleNamespace(
+        weight_decay=1e-4, lrs=[1e-3, 1e-2], losses=[torch.tensor(0.75), torch.tensor(0.5)]
+    )
     assert plots.plot_sweep([curve]).axes[0].lines[0].get_ydata().tolist() == [0.75, 0.5]
 
 
@@ -247,12 +305,19 @@ def test_any_sweep_is_drawn_with_its_minimum_inside():
     for case in range(40):
         draw = np.random.default_rng(case)
         count = draw.integers(1, 30)
-        shapes = np.ones(count), np.linspace(2, 1, count), np.geomspace(1, 1e4, count), draw.normal(size=count)
+        shapes = (
+            np.ones(count),
+            np.linspace(2, 1, count),
+            np.geomspace(1, 1e4, count),
+            draw.normal(size=count),
+        )
         losses = shapes[case % 4] * draw.choice([1e-6, 1, 1e6])
         if count > 2:
             losses[draw.integers(count)] = np.nan
         lrs = np.logspace(-7, 1, count)
-        axis = plots.plot_sweep([SimpleNamespace(weight_decay=1e-4, lrs=lrs, losses=losses)]).axes[0]
+        axis = plots.plot_sweep([SimpleNamespace(weight_decay=1e-4, lrs=lrs, losses=losses)]).axes[
+            0
+        ]
         left, right, bottom, top = limits(axis)
         assert left < lrs[np.nanargmin(losses)] < right and bottom < np.nanmin(losses) < top, case
         plt.close("all")
@@ -265,12 +330,23 @@ def test_a_lone_point_has_a_marker_to_be_seen_by():
 
 # overview grid
 
+
 def test_grid_shows_cells_captions_and_row_labels():
-    cells = [plots.Cell(patch(90), f"Negative / Tumour / 0.0{number} / 0.98") for number in range(6)]
-    figure = plots.plot_patch_grid([("Random\nsamples", cells[:4]), ("Most correct", cells[4:])], "Predicted / actual")
-    assert len(figure.axes) == 8 and len(visible(figure)) == 6 and figure._suptitle.get_text() == "Predicted / actual"
+    cells = [
+        plots.Cell(patch(90), f"Negative / Tumour / 0.0{number} / 0.98") for number in range(6)
+    ]
+    figure = plots.plot_patch_grid(
+        [("Random\nsamples", cells[:4]), ("Most correct", cells[4:])], "Predicted / actual"
+    )
+    assert (
+        len(figure.axes) == 8
+        and len(visible(figure)) == 6
+        and figure._suptitle.get_text() == "Predicted / actual"
+    )
     for axis, cell in zip(with_image(figure), cells):
-        assert axis.get_title() == cell.caption and np.array_equal(axis.images[0].get_array(), cell.image)
+        assert axis.get_title() == cell.caption and np.array_equal(
+            axis.images[0].get_array(), cell.image
+        )
         assert len(axis.images) == 1 and not len(axis.get_xticks()) and not len(axis.get_yticks())
     labels = [figure.axes[0].yaxis.label, figure.axes[4].yaxis.label]
     assert [label.get_text() for label in labels] == ["Random\nsamples", "Most correct"]
@@ -283,9 +359,17 @@ def test_heatmap_covers_the_whole_image_half_transparent():
     (axis,) = visible(plots.plot_patch_grid([("", [plots.Cell(gray, "", heatmap)])], ""))
     under, over = axis.images
     assert under.get_extent() == over.get_extent() == [0, 90, 60, 0]
-    assert (over.get_alpha(), over.get_interpolation(), over.get_cmap().name) == (0.5, "bilinear", "inferno")
+    assert (over.get_alpha(), over.get_interpolation(), over.get_cmap().name) == (
+        0.5,
+        "bilinear",
+        "inferno",
+    )
     assert np.array_equal(over.get_array(), heatmap) and over.get_clim() == (0, 3)
-    assert under.get_cmap().name == "gray" and under.get_clim() == (0, 1) and under.get_alpha() in (None, 1)
+    assert (
+        under.get_cmap().name == "gray"
+        and under.get_clim() == (0, 1)
+        and under.get_alpha() in (None, 1)
+    )
 
 
 def test_blank_gray_image_is_drawn_white_not_stretched():
@@ -295,6 +379,7 @@ def test_blank_gray_image_is_drawn_white_not_stretched():
 
 
 # ROC and prediction
+
 
 def test_roc_draws_the_given_points_above_a_dashed_diagonal():
     false, true = np.array([0, 0.1, 0.4, 1]), np.array([0, 0.8, 0.9, 1])
@@ -312,35 +397,53 @@ def test_roc_draws_the_given_points_above_a_dashed_diagonal():
 def test_prediction_is_titled_with_class_and_probability():
     image = patch()
     (axis,) = visible(plots.plot_prediction(image, "tumour", np.float32(0.9712)))
-    assert axis.get_title() == "tumour, tumour probability 0.97" and np.array_equal(axis.images[0].get_array(), image)
+    assert axis.get_title() == "tumour, tumour probability 0.97" and np.array_equal(
+        axis.images[0].get_array(), image
+    )
 
 
 # errors and side effects
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: plots.plot_patches([], [], ""), "0 images"),
-    (lambda: plots.plot_patches([], [], "", centre_box=True), "0 images"),
-    (lambda: plots.plot_patches([patch()] * 6, [], ""), "row of 6 images .* at most 5"),
-    (lambda: plots.plot_patches([patch(31)], [], "", centre_box=True), "31 px is below 32 px"),
-    (lambda: plots.plot_draws([], ""), "0 images"),
-    (lambda: plots.plot_draws([patch().transpose(2, 0, 1)], ""), r"shape \(3, 96, 96\)"),
-    (lambda: plots.plot_draws([np.zeros((4, 0, 3))], ""), r"shape \(4, 0, 3\)"),
-    (lambda: plots.plot_draws([np.zeros((4, 4, 4))], ""), r"shape \(4, 4, 4\)"),
-    (lambda: plots.plot_draws([patch() / 255 * 2 - 1], ""), "denormalise"),
-    (lambda: plots.plot_draws([np.full((4, 4, 3), np.nan)], ""), "from nan to nan"),
-    (lambda: plots.plot_draws([patch().astype(int)], ""), "int64"),
-    (lambda: plots.plot_outliers([], [], most=0), "most=0"),
-    (lambda: plots.plot_sweep([]), "0 curves"),
-    (lambda: plots.plot_sweep([SimpleNamespace(weight_decay=1e-4, lrs=[1, 2], losses=[1])]), "1e-4 has 2 .* and 1"),
-    (lambda: plots.plot_patch_grid([], ""), "0 images"),
-    (lambda: plots.plot_patch_grid([("Random", [])], ""), "0 images"),
-    (lambda: plots.plot_patch_grid([("", [plots.Cell(patch())] * 5)], ""), "row of 5 images .* at most 4"),
-    (lambda: plots.plot_patch_grid([("", [plots.Cell(patch(), "", np.zeros(4))])], ""), r"heatmap of shape \(4,\)"),
-    (lambda: plots.plot_patch_grid([("", [plots.Cell(patch(), "", [[np.nan]])])], ""), "all finite"),
-    (lambda: plots.plot_roc([0, 1], [0, 0.5, 1], 0.5), "2 false and 3 true"),
-    (lambda: plots.plot_prediction(patch(), "tumour", 1.2), "probability=1.2"),
-    (lambda: plots.plot_prediction(patch(), "tumour", float("nan")), "probability=nan"),
-])
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: plots.plot_patches([], [], ""), "0 images"),
+        (lambda: plots.plot_patches([], [], "", centre_box=True), "0 images"),
+        (lambda: plots.plot_patches([patch()] * 6, [], ""), "row of 6 images .* at most 5"),
+        (lambda: plots.plot_patches([patch(31)], [], "", centre_box=True), "31 px is below 32 px"),
+        (lambda: plots.plot_draws([], ""), "0 images"),
+        (lambda: plots.plot_draws([patch().transpose(2, 0, 1)], ""), r"shape \(3, 96, 96\)"),
+        (lambda: plots.plot_draws([np.zeros((4, 0, 3))], ""), r"shape \(4, 0, 3\)"),
+        (lambda: plots.plot_draws([np.zeros((4, 4, 4))], ""), r"shape \(4, 4, 4\)"),
+        (lambda: plots.plot_draws([patch() / 255 * 2 - 1], ""), "denormalise"),
+        (lambda: plots.plot_draws([np.full((4, 4, 3), np.nan)], ""), "from nan to nan"),
+        (lambda: plots.plot_draws([patch().astype(int)], ""), "int64"),
+        (lambda: plots.plot_outliers([], [], most=0), "most=0"),
+        (lambda: plots.plot_sweep([]), "0 curves"),
+        (
+            lambda: plots.plot_sweep([SimpleNamespace(weight_decay=1e-4, lrs=[1, 2], losses=[1])]),
+            "1e-4 has 2 .* and 1",
+        ),
+        (lambda: plots.plot_patch_grid([], ""), "0 images"),
+        (lambda: plots.plot_patch_grid([("Random", [])], ""), "0 images"),
+        (
+            lambda: plots.plot_patch_grid([("", [plots.Cell(patch())] * 5)], ""),
+            "row of 5 images .* at most 4",
+        ),
+        (
+            lambda: plots.plot_patch_grid([("", [plots.Cell(patch(), "", np.zeros(4))])], ""),
+            r"heatmap of shape \(4,\)",
+        ),
+        (
+            lambda: plots.plot_patch_grid([("", [plots.Cell(patch(), "", [[np.nan]])])], ""),
+            "all finite",
+        ),
+        (lambda: plots.plot_roc([0, 1], [0, 0.5, 1], 0.5), "2 false and 3 true"),
+        (lambda: plots.plot_prediction(patch(), "tumour", 1.2), "probability=1.2"),
+        (lambda: plots.plot_prediction(patch(), "tumour", float("nan")), "probability=nan"),
+    ],
+)
 def test_bad_input_is_refused_before_a_figure_is_made(call, words):
     with pytest.raises(ValueError, match=words):
         call()
@@ -361,8 +464,13 @@ def test_a_figure_is_left_open_and_settings_are_left_alone():
 
 
 def test_module_needs_neither_fastai_nor_torch_nor_the_rest_of_the_package():
-    code = ("import importlib.util, sys; spec = importlib.util.spec_from_file_location('plots', sys.argv[1]); "
-            "sys.modules['plots'] = module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); "
-            "print(*sorted({name.split('.')[0] for name in sys.modules} & {'fastai', 'torch', 'hcd', 'pandas'}))")
-    done = subprocess.run([sys.executable, "-c", code, plots.__file__], capture_output=True, text=True, check=True)
+    code = (
+        "import importlib.util, sys; spec = importlib.util.spec_from_file_location('plots',"
+        " sys.argv[1]); sys.modules['plots'] = module = importlib.util.module_from_spec(spec);"
+        " spec.loader.exec_module(module); print(*sorted({name.split('.')[0] for name in"
+        " sys.modules} & {'fastai', 'torch', 'hcd', 'pandas'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, plots.__file__], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == ""

@@ -1,4 +1,6 @@
-"""The house rules that a reader relies on: one-way imports, public names, tags and rows, pins within ranges."""
+"""The house rules that a reader relies on: one-way imports, public names, tags and rows, pins
+within ranges."""
+
 import ast
 import json
 import re
@@ -13,28 +15,60 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 NOTEBOOK = json.loads((ROOT / "notebooks/walkthrough.ipynb").read_text("utf-8"))
 DESIGN_NAMES = [
-    "Recipe", "read_image", "read_cropped_image", "make_sample", "open_dataset", "channel_statistics",
-    "stratified_split", "CroppedImageList", "make_databunch", "get_learner", "sweep_weight_decay", "plot_sweep",
-    "plot_overview", "plot_heatmap_overview", "hooked_backward", "grad_cam", "get_heatmap", "predict_tta",
-    "write_submission", "save_bundle", "load_bundle", "predict_image",
+    "Recipe",
+    "read_image",
+    "read_cropped_image",
+    "make_sample",
+    "open_dataset",
+    "channel_statistics",
+    "stratified_split",
+    "CroppedImageList",
+    "make_databunch",
+    "get_learner",
+    "sweep_weight_decay",
+    "plot_sweep",
+    "plot_overview",
+    "plot_heatmap_overview",
+    "hooked_backward",
+    "grad_cam",
+    "get_heatmap",
+    "predict_tta",
+    "write_submission",
+    "save_bundle",
+    "load_bundle",
+    "predict_image",
 ]
 
 
 # each room may import from the rooms of its own line and of the lines above it
-ORDER = ["errors disk", "corners recipe reader stats", "engine", "runs", "learner predict",
-         "dataset export sweep", "data", "deploy evidence", "walkthrough", "cli"]
+ORDER = [
+    "errors disk",
+    "corners recipe reader stats",
+    "engine",
+    "runs",
+    "learner predict",
+    "dataset export sweep",
+    "data",
+    "deploy evidence",
+    "walkthrough",
+    "cli",
+]
 FREE = ["evaluate", "gradcam", "overview", "plots"]  # of all but what they need
 LEVEL = {room: level for level, line in enumerate(ORDER) for room in line.split()}
 
 
 def imported_rooms(path):
-    """Return the rooms, top modules and wings of hcd, that a module of hcd imports, at its head or within."""
+    """Return the rooms, top modules and wings of hcd, that a module of hcd imports, at its head or
+    within."""
     package = path.relative_to(ROOT).parent.parts
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else ()
-            names = [(*base, *(node.module or "").split(".")) if node.module else (*base, alias.name) for alias in node.names]
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            names = [
+                (*base, *(node.module or "").split(".")) if node.module else (*base, alias.name)
+                for alias in node.names
+            ]
         elif isinstance(node, ast.Import):
             names = [tuple(alias.name.split(".")) for alias in node.names]
         else:
@@ -48,7 +82,9 @@ def room(path):
     return path.relative_to(ROOT / "hcd").with_suffix("").parts[0]
 
 
-MODULES = [path for path in sorted((ROOT / "hcd").rglob("*.py")) if path != ROOT / "hcd/__init__.py"]
+MODULES = [
+    path for path in sorted((ROOT / "hcd").rglob("*.py")) if path != ROOT / "hcd/__init__.py"
+]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -61,14 +97,18 @@ def test_imports_point_one_way(path):
 
 def test_disk_knows_neither_torch_nor_the_recipe():
     for path in (ROOT / "hcd/disk").glob("*.py"):
-        assert not re.search(r"^ *(?:import|from) (torch|fastai)", path.read_text("utf-8"), re.MULTILINE), path
+        assert not re.search(
+            r"^ *(?:import|from) (torch|fastai)", path.read_text("utf-8"), re.MULTILINE
+        ), path
         assert imported_rooms(path) <= {"disk", "errors"}
 
 
 def test_only_compat_asks_for_versions_and_plots_stays_free_of_fastai():
     for path in MODULES:
         text = path.read_text("utf-8")
-        assert path.stem == "compat" or not re.search(r"torch(vision)?\.__version__|version_info|parse_version", text), path
+        assert path.stem == "compat" or not re.search(
+            r"torch(vision)?\.__version__|version_info|parse_version", text
+        ), path
     assert "fastai" not in (ROOT / "hcd/plots.py").read_text("utf-8").split('"""', 2)[2]
 
 
@@ -87,8 +127,14 @@ def test_walkthrough_functions_name_their_cell():
 
 def test_deviation_tags_and_readme_rows_agree():
     tag = re.compile(r"(?:KEPT|CHANGED|READ) ([KCR]\d+)\b")
-    tagged = {match for path in (ROOT / "hcd").rglob("*.py") for match in tag.findall(path.read_text("utf-8"))}
-    prose = " ".join("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "markdown")
+    tagged = {
+        match
+        for path in (ROOT / "hcd").rglob("*.py")
+        for match in tag.findall(path.read_text("utf-8"))
+    }
+    prose = " ".join(
+        "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "markdown"
+    )
     tagged |= set(re.findall(r"\(([KCR]\d+)\)", prose))
     rows = re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE)
     assert {row for row, _ in rows} == tagged
@@ -123,8 +169,17 @@ def test_notebook_has_every_cell_in_order_and_no_outputs():
 
 def test_pins_lie_within_the_ranges_of_setup():
     source = (ROOT / "setup.py").read_text("utf-8")
-    ranges = {r.name: r for r in map(Requirement, re.findall(r'"([a-z][\w.-]*(?:[<>=]=?)[\w.,<>=]+)"', source))}
-    pins = {r.name: r for r in map(Requirement, re.findall(r"^[^#\n]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE))}
+    ranges = {
+        r.name: r
+        for r in map(Requirement, re.findall(r'"([a-z][\w.-]*(?:[<>=]=?)[\w.,<>=]+)"', source))
+    }
+    pins = {
+        r.name: r
+        for r in map(
+            Requirement,
+            re.findall(r"^[^#\n]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE),
+        )
+    }
     assert {"torch", "fastai", "opencv-python", "pytest"} <= set(ranges)
     assert set(ranges) <= set(pins)
     for name, requirement in ranges.items():

@@ -1,4 +1,6 @@
-"""Each range test starts from the same kind of fresh learner and really trains with its weight decay."""
+"""Each range test starts from the same kind of fresh learner and really trains with its weight
+decay."""
+
 from dataclasses import replace
 
 import pytest
@@ -10,12 +12,15 @@ from hcd.engine.compat import fastai
 
 
 def tiny_arch(pretrained=False):
-    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    )
 
 
 @pytest.fixture
 def seeded(monkeypatch, databunch):
-    """Give every learner of a sweep the same weights, patches and draws; return the learners that were built."""
+    """Give every learner of a sweep the same weights, patches and draws; return the learners that
+    were built."""
     built = []
 
     def build(*args):
@@ -37,7 +42,9 @@ def run(databunch, recipe, folder, **changes):
 
 
 def test_equal_starts_and_different_weight_decays(databunch, small_recipe, tmp_path, seeded):
-    none, again, strong = run(databunch, small_recipe, tmp_path, sweep_weight_decays=(0, 0.0, 0.5), sweep_iterations=8)
+    none, again, strong = run(
+        databunch, small_recipe, tmp_path, sweep_weight_decays=(0, 0.0, 0.5), sweep_iterations=8
+    )
     assert none.losses == again.losses  # nothing of the first test is left in the second
     assert none.losses[0] == strong.losses[0]
     assert none.losses[-1] != strong.losses[-1]
@@ -50,7 +57,9 @@ def test_points_rise_evenly_from_1e_7_towards_10(databunch, small_recipe, tmp_pa
     assert [curve.weight_decay for curve in curves] == list(small_recipe.sweep_weight_decays)
     for curve in curves:
         assert len(curve.lrs) == len(curve.losses) <= iterations
-        assert curve.lrs == pytest.approx([1e-7 * 1e8 ** (i / iterations) for i in range(len(curve.lrs))])
+        assert curve.lrs == pytest.approx(
+            [1e-7 * 1e8 ** (i / iterations) for i in range(len(curve.lrs))]
+        )
         assert {type(value) for value in curve.lrs + curve.losses} == {float}  # as JSON wants them
     assert max(len(curve.losses) for curve in curves) == iterations
 

@@ -1,4 +1,5 @@
 """Folder -> validated table of ids and labels, in the competition's layout."""
+
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -19,10 +20,14 @@ class Dataset:
     """One data set in the competition's layout, as `open_dataset` found it.
 
     Attributes:
-        root: its folder. labels: DataFrame, columns id (str) and label (int64, 0 or 1), in file order.
-        test_ids: ids of the test patches, sorted. sample_ids: the same ids in the order of sample_submission.csv.
-        test_labels: DataFrame like labels from test_labels.csv, the answers, which the competition does not ship; else None.
-        packed: PackedFolder that the patches are read from, see `pack_dataset`; None where they are read from their files.
+        root: its folder. labels: DataFrame, columns id (str) and label (int64, 0 or 1), in file
+            order.
+        test_ids: ids of the test patches, sorted. sample_ids: the same ids in the order of
+            sample_submission.csv.
+        test_labels: DataFrame like labels from test_labels.csv, the answers, which the competition
+            does not ship; else None.
+        packed: PackedFolder that the patches are read from, see `pack_dataset`; None where they are
+            read from their files.
     """
 
     root: Path
@@ -34,16 +39,20 @@ class Dataset:
 
     def without(self, ids):
         """Return the same data set without some of its labelled patches."""
-        return replace(self, labels=self.labels[~self.labels["id"].isin(ids)].reset_index(drop=True))
+        return replace(
+            self, labels=self.labels[~self.labels["id"].isin(ids)].reset_index(drop=True)
+        )
 
     def locate(self, folder, patch_id):
-        """Return the file of a patch of "train" or "test", or its `PackedPatch`; cheap, for it is called at every read."""
+        """Return the file of a patch of "train" or "test", or its `PackedPatch`; cheap, for it is
+        called at every read."""
         if self.packed is not None:
             return self.packed.locate(folder, patch_id)
         return f"{self.root}{os.sep}{folder}{os.sep}{patch_id}.tif"
 
     def train_path(self, patch_id):
-        """Return the file of a labelled patch, a Path, or its `PackedPatch`, which takes a file's place in the readers."""
+        """Return the file of a labelled patch, a Path, or its `PackedPatch`, which takes a file's
+        place in the readers."""
         return self._path("train", patch_id)
 
     def test_path(self, patch_id):
@@ -66,30 +75,37 @@ class Dataset:
 
     @property
     def fingerprint(self):
-        """SHA-256 over the sorted ids and labels; ids name their patches' content, so it stands for the pixels too."""
-        rows = np.char.add(id_array(self.labels["id"]), np.where(self.labels["label"], b",1", b",0"))
+        """SHA-256 over the sorted ids and labels; ids name their patches' content, so it stands for
+        the pixels too."""
+        rows = np.char.add(
+            id_array(self.labels["id"]), np.where(self.labels["label"], b",1", b",0")
+        )
         rows.sort()
         digest = hashlib.sha256()
-        for start in range(0, len(rows), 10_000):  # millions of rows as one text would need half a GiB
-            digest.update(b"".join(row + b"\n" for row in rows[start:start + 10_000].tolist()))
+        # millions of rows as one text would need half a GiB
+        for start in range(0, len(rows), 10_000):
+            digest.update(b"".join(row + b"\n" for row in rows[start : start + 10_000].tolist()))
         digest.update("\n".join(self.test_ids).encode())
         return digest.hexdigest()
 
 
 def open_dataset(root, packed=None):
-    """Open a data set and check its tables against its files; not every patch is read yet, see `verify_patches`.
+    """Open a data set and check its tables against its files; not every patch is read yet, see
+    `verify_patches`.
 
     Args:
-        root: folder with train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv. Where it holds
-            packed/, the patches are read from there; train/ and test/ may then be absent, see `pack_dataset`.
+        root: folder with train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and
+            sample_submission.csv. Where it holds packed/, the patches are read from there; train/
+            and test/ may then be absent, see `pack_dataset`.
         packed: False reads the files although there is a pack; True requires one.
     Returns:
         Dataset.
     Raises:
-        FileNotFoundError: a folder, table or file is missing. ValueError: a table breaks its rule, a file has no id, or the pack is
-            not of this data set.
+        FileNotFoundError: a folder, table or file is missing. ValueError: a table breaks its rule,
+            a file has no id, or the pack is not of this data set.
 
-    CHANGED C1: the walkthrough trusts its folder; here tables and files must agree before anything is trained.
+    CHANGED C1: the walkthrough trusts its folder; here tables and files must agree before anything
+        is trained.
 
     Source: In 1, In 12, In 41.
     """
@@ -98,11 +114,18 @@ def open_dataset(root, packed=None):
         raise FileNotFoundError(f"{root} is no folder; name the folder that holds {LAYOUT}")
     labels = read_labels(root / "train_labels.csv")
     if labels["label"].nunique() < 2:
-        raise ValueError(f"{root / 'train_labels.csv'} holds only label {labels['label'].iloc[0]}; training needs patches of both")
+        raise ValueError(
+            f"{root / 'train_labels.csv'} holds only label {labels['label'].iloc[0]}; training"
+            " needs patches of both"
+        )
     sample_ids = tuple(read_ids(root / "sample_submission.csv")["id"])
-    sides = (("train", id_array(labels["id"]), "train_labels.csv"), ("test", id_array(sample_ids), "sample_submission.csv"))
+    sides = (
+        ("train", id_array(labels["id"]), "train_labels.csv"),
+        ("test", id_array(sample_ids), "sample_submission.csv"),
+    )
     pack = None
-    if packed or packed is None and os.path.lexists(root / FOLDER):  # a link into nowhere is no reason to read files in silence
+    # a link into nowhere is no reason to read files in silence
+    if packed or packed is None and os.path.lexists(root / FOLDER):
         pack = PackedFolder(root)
     for folder, ids, table in sides:
         ids.sort()
@@ -114,13 +137,19 @@ def open_dataset(root, packed=None):
         pack.spot_check()
     answers = root / "test_labels.csv"
     test_labels = read_labels(answers) if answers.is_file() else None
-    if test_labels is not None and not np.array_equal(np.sort(id_array(test_labels["id"])), sides[1][1]):
-        raise ValueError(f"{answers} does not answer for the ids of sample_submission.csv; correct it or move it away")
+    if test_labels is not None and not np.array_equal(
+        np.sort(id_array(test_labels["id"])), sides[1][1]
+    ):
+        raise ValueError(
+            f"{answers} does not answer for the ids of sample_submission.csv; correct it or move it"
+            " away"
+        )
     return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack)
 
 
 def verify_patches(paths, recipe=Recipe(), progress=True):
-    """Read every patch once and require 8-bit RGB of the recipe's size, and of a packed one the very pixels that were packed.
+    """Read every patch once and require 8-bit RGB of the recipe's size, and of a packed one the
+    very pixels that were packed.
 
     Args:
         paths: files of patches, or packed patches. progress: show a bar.
@@ -129,6 +158,7 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
     Raises:
         ValueError: at least one cannot be used; names the first three and counts all.
     """
+
     def fault(path):
         try:
             read_patch(path, recipe)
@@ -141,7 +171,9 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
     faults = [text for text in map_patches(fault, paths, "verifying patches", progress) if text]
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise ValueError(f"{len(faults)} of {len(paths)} patches cannot be used: {'; '.join(faults[:3])}{more}")
+        raise ValueError(
+            f"{len(faults)} of {len(paths)} patches cannot be used: {'; '.join(faults[:3])}{more}"
+        )
     return len(paths)
 
 
@@ -156,7 +188,8 @@ def _match_files(folder, ids, table):
         raise FileNotFoundError(f"{folder} is missing; the data folder must hold {LAYOUT}")
     wanted = np.char.add(ids, b".tif")
     with os.scandir(os.fsencode(folder)) as entries:
-        names = (entry.name for entry in entries)  # one byte more below, so that a longer name does not pass for its beginning
+        # one byte more below, so that a longer name does not pass for its beginning
+        names = (entry.name for entry in entries)
         found = np.fromiter((name for name in names if name[:1] != b"."), f"S{wanted.itemsize + 1}")
     wanted.sort()
     found.sort()
@@ -165,7 +198,12 @@ def _match_files(folder, ids, table):
     found, wanted = visible_files(folder), {name.decode() for name in wanted.tolist()}
     missing, extra = sorted(wanted - found), sorted(found - wanted)
     if missing:
-        raise FileNotFoundError(f"{folder / missing[0]} is missing although {table} lists it ({len(missing)} of {len(wanted)} "
-                                "files are missing); finish the download")
+        raise FileNotFoundError(
+            f"{folder / missing[0]} is missing although {table} lists it ({len(missing)} of"
+            f" {len(wanted)} files are missing); finish the download"
+        )
     if extra:
-        raise ValueError(f"{folder / extra[0]} has no row in {table} ({len(extra)} such file(s)); add its row or move it away")
+        raise ValueError(
+            f"{folder / extra[0]} has no row in {table} ({len(extra)} such file(s)); add its row or"
+            " move it away"
+        )

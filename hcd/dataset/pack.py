@@ -1,9 +1,12 @@
-"""Packed data set: every patch of a data set in one memory-mapped array, for small files on a slow disk; `packer` writes it.
+"""Packed data set: every patch of a data set in one memory-mapped array, for small files on a slow
+disk; `packer` writes it.
 
-<data folder>/packed/ holds patches.npy, (N, size, size, 3) uint8 RGB; ids.npy, (N,) bytes, the training ids sorted, then the test
-ids sorted; sha1.npy, (N, 20) uint8, the hash of each patch's bytes; and index.json, the sizes, the version and a digest of all but
-the pixels. The arrays are plain .npy files: numpy.load(..., mmap_mode="r") opens them without hcd.
+<data folder>/packed/ holds patches.npy, (N, size, size, 3) uint8 RGB; ids.npy, (N,) bytes, the
+training ids sorted, then the test ids sorted; sha1.npy, (N, 20) uint8, the hash of each patch's
+bytes; and index.json, the sizes, the version and a digest of all but the pixels. The arrays are
+plain .npy files: numpy.load(..., mmap_mode="r") opens them without hcd.
 """
+
 import hashlib
 import json
 import os
@@ -19,14 +22,16 @@ from ..reader import read_image
 
 FOLDER, INDEX, IDS, HASHES, PATCHES = "packed", "index.json", "ids.npy", "sha1.npy", "patches.npy"
 FORMAT, VERSION, MOST_INDEX_BYTES = "hcd packed patches", 1, 10_000
-MOST = {"train": 10 ** 9, "test": 10 ** 9, "size": 4096, "id_bytes": 255}  # above it is no data set, and sums could overflow
+# above it is no data set, and sums could overflow
+MOST = {"train": 10**9, "test": 10**9, "size": 4096, "id_bytes": 255}
 HEADER = 128  # bytes before each array
 
 
 class PackedPatch:
     """One patch of a pack, to be given to the readers in the place of its file's path.
 
-    str() and os.fspath() name the file that it was packed from, which need not be there any more; see `copy_patch`.
+    str() and os.fspath() name the file that it was packed from, which need not be there any more;
+    see `copy_patch`.
     """
 
     __slots__ = ("pack", "row")
@@ -44,7 +49,10 @@ class PackedPatch:
         return f"PackedPatch({str(self)!r})"
 
     def __eq__(self, other):
-        return isinstance(other, PackedPatch) and (self.row, self.pack.digest) == (other.row, other.pack.digest)
+        return isinstance(other, PackedPatch) and (self.row, self.pack.digest) == (
+            other.row,
+            other.pack.digest,
+        )
 
     def __hash__(self):
         return hash((self.row, self.pack.digest))
@@ -70,17 +78,20 @@ class PackedPatch:
             ValueError: they are not those that were packed.
         """
         if hashlib.sha1(self.pixels()).digest() != self.pack.sha1[self.row].tobytes():
-            raise ValueError(f"{self} has other pixels in {self.pack.folder / PATCHES} than were packed; "
-                             f"{_remedy(self.pack.folder)}")
+            raise ValueError(
+                f"{self} has other pixels in {self.pack.folder / PATCHES} than were packed; "
+                f"{_remedy(self.pack.folder)}"
+            )
 
 
 class PackedFolder:
     """An opened pack; sent to another process it is opened there anew, no pixels travel.
 
     Attributes:
-        root: the data folder. folder: its packed/. counts: {"train": n, "test": m}. size: px. digest: SHA-256 of its index.
-        ids: (n + m,) bytes, sorted within train and within test. sha1: (n + m, 20) uint8. patches: (n + m, size, size, 3) uint8
-        RGB. All three are read-only memory maps.
+        root: the data folder. folder: its packed/. counts: {"train": n, "test": m}. size: px.
+            digest: SHA-256 of its index.
+        ids: (n + m,) bytes, sorted within train and within test. sha1: (n + m, 20) uint8. patches:
+        (n + m, size, size, 3) uint8 RGB. All three are read-only memory maps.
     """
 
     def __init__(self, root, digest=None):
@@ -89,7 +100,8 @@ class PackedFolder:
         Args:
             root: the data folder. digest: when given, the one that the pack must have.
         Raises:
-            FileNotFoundError: a file is missing. ValueError: unknown version, or a file that breaks its rule.
+            FileNotFoundError: a file is missing. ValueError: unknown version, or a file that breaks
+                its rule.
         """
         self.root, self.folder = Path(root), Path(root) / FOLDER
         index = _read_index(self.folder / INDEX)
@@ -98,8 +110,10 @@ class PackedFolder:
             setattr(self, key, _open_array(self.folder / name, kind, shape))
         self.digest = index_digest(index, self.ids, self.sha1)
         if self.digest != index["sha256"] or digest not in (None, self.digest):
-            raise ValueError(f"{self.folder / INDEX} is not the index of the {IDS} and {HASHES} beside it (the digests differ); "
-                             f"{_remedy(self.folder)}")
+            raise ValueError(
+                f"{self.folder / INDEX} is not the index of the {IDS} and {HASHES} beside it (the"
+                f" digests differ); {_remedy(self.folder)}"
+            )
         split = self.counts["train"]
         self.sides = {"train": (self.ids[:split], 0), "test": (self.ids[split:], split)}
 
@@ -118,7 +132,10 @@ class PackedFolder:
             row = int(ids.searchsorted(key))
             if row < len(ids) and ids[row] == key:
                 return PackedPatch(self, start + row)
-        raise FileNotFoundError(f"{self.folder} holds no {side} patch {patch_id!r}; take the ids of the data set's own tables")
+        raise FileNotFoundError(
+            f"{self.folder} holds no {side} patch {patch_id!r}; take the ids of the data set's own"
+            " tables"
+        )
 
     def check_ids(self, side, ids, table):
         """Require the ids of "train" or "test" to be exactly these.
@@ -133,28 +150,39 @@ class PackedFolder:
             return
         missing, extra = np.setdiff1d(ids, packed), np.setdiff1d(packed, ids)
         if len(missing) + len(extra) == 0:
-            raise ValueError(f"{self.folder / IDS} does not hold the ids of {side} sorted; {_remedy(self.folder)}")
+            raise ValueError(
+                f"{self.folder / IDS} does not hold the ids of {side} sorted;"
+                f" {_remedy(self.folder)}"
+            )
         example = ascii(bytes((missing if len(missing) else extra)[0]).decode(errors="replace"))
-        raise ValueError(f"{self.folder / IDS} does not hold the ids of {table} (such as {example}: {len(missing)} are not packed, "
-                         f"{len(extra)} packed ones are not listed); {_remedy(self.folder)}")
+        raise ValueError(
+            f"{self.folder / IDS} does not hold the ids of {table} (such as {example}:"
+            f" {len(missing)} are not packed, {len(extra)} packed ones are not listed);"
+            f" {_remedy(self.folder)}"
+        )
 
     def spot_check(self, count=32):
-        """Hash some patches, other ones each time, and compare them with their files where these are there.
+        """Hash some patches, other ones each time, and compare them with their files where these
+        are there.
 
         Raises:
             ValueError: a patch or a file is not what was packed.
         """
         total = len(self.ids)
-        rows = random.Random().sample(range(total), min(count, total))  # the caller's generators stay as they are
+        # the caller's generators stay as they are
+        rows = random.Random().sample(range(total), min(count, total))
         for patch in (PackedPatch(self, row) for row in {0, total - 1, *rows}):
             patch.prove()
             if os.path.isfile(patch) and not np.array_equal(read_image(str(patch)), patch.pixels()):
-                raise ValueError(f"{patch} holds other pixels than the patch packed from it in {self.folder / PATCHES}; "
-                                 f"{_remedy(self.folder)}")
+                raise ValueError(
+                    f"{patch} holds other pixels than the patch packed from it in"
+                    f" {self.folder / PATCHES}; {_remedy(self.folder)}"
+                )
 
 
 def copy_patch(path, folder):
-    """Copy a patch's file into a folder; of a packed patch, which may have no file any more, an uncompressed TIFF is written.
+    """Copy a patch's file into a folder; of a packed patch, which may have no file any more, an
+    uncompressed TIFF is written.
 
     Args:
         path: the file of a patch or a `PackedPatch`. folder: where to, or the name of the copy.
@@ -173,19 +201,34 @@ def copy_patch(path, folder):
 
 def new_index(train, test, size, id_bytes):
     """Return an index, but for its digest."""
-    return {"format": FORMAT, "version": VERSION, "size": size, "train": train, "test": test, "id_bytes": id_bytes}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "size": size,
+        "train": train,
+        "test": test,
+        "id_bytes": id_bytes,
+    }
 
 
 def array_shapes(index):
     """Return name, dtype and shape of each array that an index speaks of."""
     rows, size = index["train"] + index["test"], index["size"]
-    return ((IDS, f"|S{index['id_bytes']}", (rows,)), (HASHES, "|u1", (rows, 20)), (PATCHES, "|u1", (rows, size, size, 3)))
+    return (
+        (IDS, f"|S{index['id_bytes']}", (rows,)),
+        (HASHES, "|u1", (rows, 20)),
+        (PATCHES, "|u1", (rows, size, size, 3)),
+    )
 
 
 def array_header(kind, shape):
     """Return the 128 bytes that begin a .npy file, the same ones whatever numpy's version."""
     text = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-    return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + f"{text:{HEADER - 11}}\n".encode()
+    return (
+        b"\x93NUMPY\x01\x00"
+        + (HEADER - 10).to_bytes(2, "little")
+        + f"{text:{HEADER - 11}}\n".encode()
+    )
 
 
 def index_digest(index, ids, sha1):
@@ -198,7 +241,8 @@ def index_digest(index, ids, sha1):
 
 
 def _reopen(root, path, digest):
-    """Open a pack in another process, which may work in another folder; its patches keep their names."""
+    """Open a pack in another process, which may work in another folder; its patches keep their
+    names."""
     pack = PackedFolder(path, digest)
     pack.root = Path(root)
     return pack
@@ -207,7 +251,9 @@ def _reopen(root, path, digest):
 def _read_index(path):
     """Return the fields of index.json, each of the right type and size."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing although {path.parent.name}/ is there; {_remedy(path.parent)}")
+        raise FileNotFoundError(
+            f"{path} is missing although {path.parent.name}/ is there; {_remedy(path.parent)}"
+        )
     with open(path, "rb") as file:
         content = file.read(MOST_INDEX_BYTES + 1)
     try:
@@ -217,12 +263,17 @@ def _read_index(path):
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{path} is no index of packed patches; {_remedy(path.parent)}")
     if index.get("version") != VERSION:
-        raise ValueError(f"{path} is of version {ascii(index.get('version'))[:40]}, and this hcd reads version {VERSION}; "
-                         f"{_remedy(path.parent)}")
+        raise ValueError(
+            f"{path} is of version {ascii(index.get('version'))[:40]}, and this hcd reads version"
+            f" {VERSION}; {_remedy(path.parent)}"
+        )
     for name, most in MOST.items():
         value = index.get(name)
         if type(value) is not int or not 1 <= value <= most:
-            raise ValueError(f"{path}: {name} is {ascii(value)[:40]} instead of a number from 1 to {most}; {_remedy(path.parent)}")
+            raise ValueError(
+                f"{path}: {name} is {ascii(value)[:40]} instead of a number from 1 to {most};"
+                f" {_remedy(path.parent)}"
+            )
     if set(index) != {"format", "version", "sha256", *MOST}:
         raise ValueError(f"{path} holds other fields than an index does; {_remedy(path.parent)}")
     return index
@@ -235,11 +286,17 @@ def _open_array(path, kind, shape):
     header, kind = array_header(kind, shape), np.dtype(kind)
     wanted, found = HEADER + kind.itemsize * int(np.prod(shape, dtype=object)), path.stat().st_size
     if found != wanted:
-        raise ValueError(f"{path} has {found} bytes where its index needs {wanted}; {_remedy(path.parent)}")
+        raise ValueError(
+            f"{path} has {found} bytes where its index needs {wanted}; {_remedy(path.parent)}"
+        )
     with open(path, "rb") as file:
         if file.read(HEADER) != header:
-            raise ValueError(f"{path} is no array of {kind} with the shape {shape} that its index names; {_remedy(path.parent)}")
-    return np.memmap(path, kind, "r", HEADER, shape).view(np.ndarray)  # a memmap's own indexing is ten times slower
+            raise ValueError(
+                f"{path} is no array of {kind} with the shape {shape} that its index names;"
+                f" {_remedy(path.parent)}"
+            )
+    # a memmap's own indexing is ten times slower
+    return np.memmap(path, kind, "r", HEADER, shape).view(np.ndarray)
 
 
 def _remedy(folder):

@@ -1,4 +1,6 @@
-"""Write the packed data set: every patch decoded once, in an order that an interrupted run can go on from."""
+"""Write the packed data set: every patch decoded once, in an order that an interrupted run can go
+on from."""
+
 import errno
 import hashlib
 import os
@@ -16,7 +18,19 @@ from ..disk.whole import take_lock, whole_write, writable_folder, write_json
 from ..reader import read_patch
 from ..recipe import Recipe
 from .opened import open_dataset, verify_patches
-from .pack import FOLDER, HASHES, HEADER, IDS, INDEX, PATCHES, PackedFolder, array_header, array_shapes, index_digest, new_index
+from .pack import (
+    FOLDER,
+    HASHES,
+    HEADER,
+    IDS,
+    INDEX,
+    PATCHES,
+    PackedFolder,
+    array_header,
+    array_shapes,
+    index_digest,
+    new_index,
+)
 from .tables import TABLES, id_array
 
 
@@ -25,9 +39,10 @@ class PackReport:
     """What `pack_dataset` did.
 
     Attributes:
-        folder: the pack. patches: how many it holds. size_bytes: of all its files. kept: patches that an earlier, interrupted run
-        had packed. new: False where a pack was there and nothing was done. replaced: why a pack that was there could not stay, and
-        where it lies now; else "".
+        folder: the pack. patches: how many it holds. size_bytes: of all its files. kept: patches
+        that an earlier, interrupted run had packed. new: False where a pack was there and nothing
+        was done. replaced: why a pack that was there could not stay, and where it lies now; else
+        "".
     """
 
     folder: Path
@@ -39,20 +54,23 @@ class PackReport:
 
 
 def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
-    """Decode every patch of a data set once and write all into one array, from which `open_dataset` then reads; see `pack`.
+    """Decode every patch of a data set once and write all into one array, from which `open_dataset`
+    then reads; see `pack`.
 
-    It grows in packed.part/, which becomes packed/ in one step when all is written and flushed. A run that was killed or met a full
-    disk leaves packed.part/, and the same call goes on from there: the patches in it are hashed again and kept as far as that
-    holds. A pack that is whole and of this data set, each patch proven by its hash, is left as it is.
+    It grows in packed.part/, which becomes packed/ in one step when all is written and flushed. A
+    run that was killed or met a full disk leaves packed.part/, and the same call goes on from
+    there: the patches in it are hashed again and kept as far as that holds. A pack that is whole
+    and of this data set, each patch proven by its hash, is left as it is.
 
     Args:
-        root: folder in the competition's layout. into: another folder, on a fast disk, to get the tables and the pack; None packs
-            beside the files. recipe: the size of patches. progress: show a bar.
+        root: folder in the competition's layout. into: another folder, on a fast disk, to get the
+            tables and the pack; None packs beside the files. recipe: the size of patches. progress:
+            show a bar.
     Returns:
         PackReport.
     Raises:
-        FileNotFoundError, ValueError: as `open_dataset` and `read_patch`. FileExistsError: `into` holds other tables. OSError: no
-        space, or no permission; nothing that existed is lost.
+        FileNotFoundError, ValueError: as `open_dataset` and `read_patch`. FileExistsError: `into`
+        holds other tables. OSError: no space, or no permission; nothing that existed is lost.
         KeyboardInterrupt: Ctrl-C; its text says how far it came.
     """
     root, target = Path(root), Path(into or root)
@@ -63,7 +81,8 @@ def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
             verify_patches(dataset.train_paths + dataset.test_paths, recipe, progress)
             _same_tables(root, target)
             return _report(target, 0, False, "")
-        except (ValueError, OSError) as error:  # it is made anew below where the files are there, and then the report says why
+        except (ValueError, OSError) as error:
+            # it is made anew below where the files are there, and then the report says why
             if not (root / "train").is_dir():
                 raise
             reason = str(error)
@@ -74,38 +93,62 @@ def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
             if (root / name).is_file():
                 with whole_write(target / name) as file:
                     file.write((root / name).read_bytes())
-    kept = _pack(dataset, target / f"{FOLDER}.part", recipe, progress, f"hcd pack {root}" + f" --into {into}" * (into is not None))
+    kept = _pack(
+        dataset,
+        target / f"{FOLDER}.part",
+        recipe,
+        progress,
+        f"hcd pack {root}" + f" --into {into}" * (into is not None),
+    )
     return _report(target, kept, True, _commit(target, reason))
 
 
 def _same_tables(root, target):
     """Require the tables of another folder to be those of the data set, where it has any."""
     for name in TABLES:
-        theirs, ours = ((folder / name).read_bytes() if (folder / name).is_file() else b"" for folder in (target, root))
+        theirs, ours = (
+            (folder / name).read_bytes() if (folder / name).is_file() else b""
+            for folder in (target, root)
+        )
         if theirs not in (b"", ours):
-            raise FileExistsError(f"{target / name} is not the table of {root}; name an empty folder to pack into")
+            raise FileExistsError(
+                f"{target / name} is not the table of {root}; name an empty folder to pack into"
+            )
 
 
 def _pack(dataset, part, recipe, progress, command):
     """Fill packed.part/ up to its index; return how many patches an earlier run had packed."""
     ids = [np.sort(id_array(side)) for side in (dataset.labels["id"], dataset.test_ids)]
-    index = new_index(len(ids[0]), len(ids[1]), recipe.original_size, max(side.itemsize for side in ids))
+    index = new_index(
+        len(ids[0]), len(ids[1]), recipe.original_size, max(side.itemsize for side in ids)
+    )
     ids = np.concatenate(ids)
     _check_space(part, index, command)
     descriptor = os.open(writable_folder(part) / PATCHES, os.O_RDWR | os.O_CREAT, 0o666)
-    with open(descriptor, "r+b", buffering=0) as pixels, open(part / HASHES, "ab+", buffering=0) as hashes:
+    with (
+        open(descriptor, "r+b", buffering=0) as pixels,
+        open(part / HASHES, "ab+", buffering=0) as hashes,
+    ):
         _lock(pixels, part)
         work = _Work(dataset, index, ids, recipe, pixels, hashes)
         kept = work.begin(part, progress)
         try:
             work.write(kept, progress)
         except (OSError, KeyboardInterrupt) as error:
-            done = f"{(os.fstat(hashes.fileno()).st_size - HEADER) // 20:,} of {len(ids):,} patches are packed"
+            done = (
+                f"{(os.fstat(hashes.fileno()).st_size - HEADER) // 20:,} of {len(ids):,} patches"
+                " are packed"
+            )
             if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"stopped; {done}, and `{command}` goes on from there") from None
+                raise KeyboardInterrupt(
+                    f"stopped; {done}, and `{command}` goes on from there"
+                ) from None
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise OSError(f"{part / PATCHES} has no space left ({error.strerror}): {done}; free {_missing(part, index):.2f} GB "
-                              f"and run `{command}` again, it goes on from there") from error
+                raise OSError(
+                    f"{part / PATCHES} has no space left ({error.strerror}): {done}; free"
+                    f" {_missing(part, index):.2f} GB and run `{command}` again, it goes on from"
+                    " there"
+                ) from error
             raise
     digest = index_digest(index, ids, np.fromfile(part / HASHES, np.uint8, offset=HEADER))
     write_json(part / INDEX, {**index, "sha256": digest})
@@ -113,12 +156,13 @@ def _pack(dataset, part, recipe, progress, command):
 
 
 class _Work:
-    """The files of one packing run and what goes into them; its rows are numbered as in `PackedFolder`."""
+    """The files of one packing run and what goes into them; its rows are numbered as in
+    `PackedFolder`."""
 
     def __init__(self, dataset, index, ids, recipe, pixels, hashes):
         self.dataset, self.index, self.ids, self.recipe = dataset, index, ids, recipe
         self.pixels, self.hashes, self.lock = pixels, hashes, Lock()
-        self.bytes = recipe.original_size ** 2 * 3
+        self.bytes = recipe.original_size**2 * 3
 
     def read(self, row):
         """Decode the patch of a row."""
@@ -126,7 +170,8 @@ class _Work:
         return read_patch(self.dataset.locate(side, self.ids[row].decode()), self.recipe)
 
     def begin(self, part, progress):
-        """Keep what an earlier run packed as far as it can be proven, cut off the rest; return the number of rows kept."""
+        """Keep what an earlier run packed as far as it can be proven, cut off the rest; return the
+        number of rows kept."""
         (_, *shape), _, _ = shapes = array_shapes(self.index)
         heads = [array_header(kind, shape) for _, kind, shape in shapes]
         wanted, kept = heads[0] + self.ids.tobytes(), 0
@@ -143,22 +188,31 @@ class _Work:
         return kept
 
     def proven_rows(self, heads, progress):
-        """Count the first rows whose pixels have the hash that was noted; 0 where files have changed since then."""
+        """Count the first rows whose pixels have the hash that was noted; 0 where files have
+        changed since then."""
         self.hashes.seek(0)
         noted = self.hashes.read()
         self.pixels.seek(0)
         if noted[:HEADER] != heads[1] or self.pixels.read(HEADER) != heads[2]:
             return 0
-        rows = min((len(noted) - HEADER) // 20, (os.fstat(self.pixels.fileno()).st_size - HEADER) // self.bytes, len(self.ids))
-        noted = [noted[start:start + 20] for start in range(HEADER, HEADER + rows * 20, 20)]
+        rows = min(
+            (len(noted) - HEADER) // 20,
+            (os.fstat(self.pixels.fileno()).st_size - HEADER) // self.bytes,
+            len(self.ids),
+        )
+        noted = [noted[start : start + 20] for start in range(HEADER, HEADER + rows * 20, 20)]
         kept = 0
-        with closing(map_patches(self.hash_row, range(rows), "checking what is packed", progress)) as found:
+        with closing(
+            map_patches(self.hash_row, range(rows), "checking what is packed", progress)
+        ) as found:
             for digest, wanted in zip(found, noted):
                 if digest != wanted:
                     break
                 kept += 1
         some = random.Random().sample(range(kept), min(kept, 64))
-        return kept if all(hashlib.sha1(self.read(row)).digest() == noted[row] for row in some) else 0
+        return (
+            kept if all(hashlib.sha1(self.read(row)).digest() == noted[row] for row in some) else 0
+        )
 
     def hash_row(self, row):
         """Return the SHA-1 of a row's pixels as they are in the file."""
@@ -170,15 +224,19 @@ class _Work:
     def write_row(self, row):
         """Decode a patch, write its pixels, return their SHA-1."""
         patch = np.ascontiguousarray(self.read(row))
-        with self.lock:  # one writer at a time also holds the readers back when the disk is slower than they
+        # one writer at a time also holds the readers back when the disk is slower than they
+        with self.lock:
             self.pixels.seek(HEADER + row * self.bytes)
             _write_all(self.pixels, patch)
         return hashlib.sha1(patch).digest()
 
     def write(self, kept, progress):
-        """Write the rows that are left; a hash is noted only behind its pixels and those of all rows before."""
+        """Write the rows that are left; a hash is noted only behind its pixels and those of all
+        rows before."""
         self.hashes.seek(0, os.SEEK_END)
-        with closing(map_patches(self.write_row, range(kept, len(self.ids)), "packing patches", progress)) as digests:
+        with closing(
+            map_patches(self.write_row, range(kept, len(self.ids)), "packing patches", progress)
+        ) as digests:
             for digest in digests:
                 _write_all(self.hashes, digest)
         os.fsync(self.pixels.fileno())
@@ -186,10 +244,11 @@ class _Work:
 
 
 def _write_all(file, content):
-    """Write to an unbuffered file, which takes only a part where the disk is full, and raises at the next try."""
+    """Write to an unbuffered file, which takes only a part where the disk is full, and raises at
+    the next try."""
     content = memoryview(content).cast("B")
     while len(content):
-        content = content[file.write(content):]
+        content = content[file.write(content) :]
 
 
 def _lock(file, part):
@@ -197,23 +256,34 @@ def _lock(file, part):
     try:
         take_lock(file, "flock")
     except BlockingIOError:
-        raise BlockingIOError(f"{part} is being written by another `hcd pack`; let it finish first, then change nothing or run it "
-                              "again") from None
+        raise BlockingIOError(
+            f"{part} is being written by another `hcd pack`; let it finish first, then change"
+            " nothing or run it again"
+        ) from None
 
 
 def _missing(part, index):
     """Return the GB that are still to be written, plus 50 MB."""
-    total = sum(HEADER + np.dtype(kind).itemsize * int(np.prod(shape)) for _, kind, shape in array_shapes(index))
+    total = sum(
+        HEADER + np.dtype(kind).itemsize * int(np.prod(shape))
+        for _, kind, shape in array_shapes(index)
+    )
     there = sum(file.stat().st_blocks * 512 for file in part.iterdir()) if part.is_dir() else 0
     return (max(total - there, 0) + 5e7) / 1e9
 
 
 def _check_space(part, index, command):
     """Require space for all patches before the first is written."""
-    free, missing = shutil.disk_usage(part if part.is_dir() else part.parent).free / 1e9, _missing(part, index)
+    free, missing = (
+        shutil.disk_usage(part if part.is_dir() else part.parent).free / 1e9,
+        _missing(part, index),
+    )
     if free < missing:
-        raise OSError(f"{part.parent} has {free:.2f} GB free and the pack needs {missing:.2f} GB more; free space, or name a "
-                      f"folder on another disk with `{command.split(' --into ')[0]} --into FOLDER`")
+        raise OSError(
+            f"{part.parent} has {free:.2f} GB free and the pack needs {missing:.2f} GB more; free"
+            f" space, or name a folder on another disk with `{command.split(' --into ')[0]} --into"
+            " FOLDER`"
+        )
 
 
 def _commit(target, reason):

@@ -1,8 +1,11 @@
-"""The embedded synthetic data set: schematic H&E patches drawn from random numbers, in the competition's layout.
+"""The embedded synthetic data set: schematic H&E patches drawn from random numbers, in the
+competition's layout.
 
-A patch is painted as two dye concentrations (haematoxylin in nuclei, eosin in stroma) that absorb light by the law of
-Beer and Lambert, as in Ruifrok & Johnston (2001). The label changes nothing but the nuclei of the centre 32 x 32.
+A patch is painted as two dye concentrations (haematoxylin in nuclei, eosin in stroma) that absorb
+light by the law of Beer and Lambert, as in Ruifrok & Johnston (2001). The label changes nothing but
+the nuclei of the centre 32 x 32.
 """
+
 import hashlib
 import json
 import os
@@ -21,14 +24,15 @@ from .tables import TABLES
 SIDE, MIDDLE = 96, 47.5  # px: edge of a patch, and where its centre lies
 CARD = "sample.json"  # what was drawn
 NAMES = ("train", "test", *TABLES, CARD)
-UNFINISHED = ".unfinished"  # folder that is there as long as drawing goes on; what lies beside it is ours too
+# folder that is there as long as drawing goes on; what lies beside it is ours too
+UNFINISHED = ".unfinished"
 
 
 def make_sample(root, train=480, test=96, rng_seed=0):
     """Draw the synthetic data set into a folder; the same call again reuses it.
 
-    Two patches in five are positive. Three training negatives are outliers: one almost black, two almost white.
-    test_labels.csv holds the answers for scoring; the competition has no such file.
+    Two patches in five are positive. Three training negatives are outliers: one almost black, two
+    almost white. test_labels.csv holds the answers for scoring; the competition has no such file.
 
     Args:
         root: folder to fill: new, empty, or filled by an equal call.
@@ -37,20 +41,27 @@ def make_sample(root, train=480, test=96, rng_seed=0):
     Returns:
         Dataset of `train` labelled patches and `test` test patches.
     Raises:
-        ValueError: too few patches, or a bad rng_seed. FileExistsError: root holds anything else. OSError: root cannot
-            be written.
+        ValueError: too few patches, or a bad rng_seed. FileExistsError: root holds anything else.
+            OSError: root cannot be written.
     """
     for name, count, least in (("train", train, 8), ("test", test, 2)):
         if not isinstance(count, (int, np.integer)) or count < least:
-            raise ValueError(f"{name}={count!r} patches cannot hold both labels and outliers; ask for {least} or more")
+            raise ValueError(
+                f"{name}={count!r} patches cannot hold both labels and outliers; ask for {least} or"
+                " more"
+            )
     if not isinstance(rng_seed, (int, np.integer)) or rng_seed < 0:
-        raise ValueError(f"rng_seed={rng_seed!r} starts no random generator; pass a whole number from 0 up")
+        raise ValueError(
+            f"rng_seed={rng_seed!r} starts no random generator; pass a whole number from 0 up"
+        )
     root, call = Path(root), {"train": int(train), "test": int(test), "rng_seed": int(rng_seed)}
     _remove_unfinished(root)
     if root.is_dir() and any(root.iterdir()):
         if not (root / CARD).is_file() or (root / CARD).read_bytes() != _card(root, call):
-            raise FileExistsError(f"{root} holds something other than the sample of {call}; name an empty folder, or "
-                                  "remove this one")
+            raise FileExistsError(
+                f"{root} holds something other than the sample of {call}; name an empty folder, or "
+                "remove this one"
+            )
         return open_dataset(root)
     scratch = empty_folder(root) / UNFINISHED
     try:
@@ -78,20 +89,26 @@ def _remove_unfinished(root):
 def draw_patch(label, rng):
     """Draw one schematic H&E patch.
 
-    The label decides only which nuclei lie in the centre: lymphocytes as around them (0), or large, irregular, crowded,
-    vesicular ones with nucleoli (1). With generators in equal states, both labels get equal pixels farther out.
+    The label decides only which nuclei lie in the centre: lymphocytes as around them (0), or large,
+    irregular, crowded, vesicular ones with nucleoli (1). With generators in equal states, both
+    labels get equal pixels farther out.
 
     Args:
-        label: 0 (no tumour) or 1 (tumour in the centre 32 x 32). rng: numpy Generator or RandomState.
+        label: 0 (no tumour) or 1 (tumour in the centre 32 x 32). rng: numpy Generator or
+            RandomState.
     Returns:
         (96, 96, 3) uint8 RGB.
     Raises:
         ValueError: another label. TypeError: another kind of generator.
     """
     if label not in (0, 1):
-        raise ValueError(f"label={label!r} is no label: a patch is 0 (no tumour) or 1 (tumour); pass one of them")
+        raise ValueError(
+            f"label={label!r} is no label: a patch is 0 (no tumour) or 1 (tumour); pass one of them"
+        )
     if not isinstance(rng, (np.random.Generator, np.random.RandomState)):
-        raise TypeError(f"rng={rng!r} is no numpy generator; pass numpy.random.default_rng(rng_seed)")
+        raise TypeError(
+            f"rng={rng!r} is no numpy generator; pass numpy.random.default_rng(rng_seed)"
+        )
     eosin, glass = _stroma(rng)
     scan = _scanner(rng)
     spacing, keep, level = rng.uniform(9.3, 13), rng.uniform(0.2, 0.85), rng.uniform(0.95, 1.3)
@@ -100,12 +117,15 @@ def draw_patch(label, rng):
     nuclei = _draw_nuclei(around, rng.uniform(3.6, 4.3), 0.09, level, False, rng) * (1 - glass)
     centre = _tumour(rng) if label else _benign(rng, spacing, keep, level)
     y, x = np.mgrid[:SIDE, :SIDE] - MIDDLE
-    nuclei = np.maximum(nuclei, centre * (np.hypot(x, y) < 17))  # reaches 1 px beyond 32 x 32, and 4 once blurred
-    return scan(nuclei, eosin * (1 - 0.9 * np.minimum(3 * nuclei, 1)))  # a nucleus takes the place of stroma
+    # reaches 1 px beyond 32 x 32, and 4 once blurred
+    nuclei = np.maximum(nuclei, centre * (np.hypot(x, y) < 17))
+    # a nucleus takes the place of stroma
+    return scan(nuclei, eosin * (1 - 0.9 * np.minimum(3 * nuclei, 1)))
 
 
 def _tumour(rng):
-    """Draw the centre of a positive: a crowd, in some patches only a few, of large irregular vesicular nuclei."""
+    """Draw the centre of a positive: a crowd, in some patches only a few, of large irregular
+    vesicular nuclei."""
     radius = rng.uniform(6, 7.5)
     points = _grid(rng, 1.75 * radius, 0.35 if rng.uniform() < 0.15 else 1)
     points = points[np.hypot(*(points - MIDDLE).T) < 13.5]
@@ -117,19 +137,23 @@ def _tumour(rng):
 
 
 def _benign(rng, spacing, keep, level):
-    """Draw the centre of a negative: lymphocytes as around it, sometimes packed, or with one large nucleus."""
+    """Draw the centre of a negative: lymphocytes as around it, sometimes packed, or with one large
+    nucleus."""
     kind = rng.uniform()
     points = _grid(rng, *((8, 1) if kind < 0.1 else (spacing, keep)))
     points = points[np.hypot(*(points - MIDDLE).T) < 14]
     nuclei = _draw_nuclei(points, rng.uniform(3.6, 4.6), 0.09, level, False, rng)
     if kind > 0.9:
         large = MIDDLE + rng.uniform(-8, 8, (1, 2))
-        nuclei = np.maximum(nuclei, _draw_nuclei(large, rng.uniform(5.5, 7), 0.07, rng.uniform(0.4, 0.9), True, rng))
+        nuclei = np.maximum(
+            nuclei, _draw_nuclei(large, rng.uniform(5.5, 7), 0.07, rng.uniform(0.4, 0.9), True, rng)
+        )
     return nuclei
 
 
 def _field(rng, rows, columns=None):
-    """Return smooth noise, (96, 96) with mean 0 and spread 1: rows x columns normal numbers, enlarged."""
+    """Return smooth noise, (96, 96) with mean 0 and spread 1: rows x columns normal numbers,
+    enlarged."""
     coarse = rng.normal(size=(rows, columns or rows)).astype(np.float32)
     fine = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     return (fine - fine.mean()) / fine.std()
@@ -140,32 +164,41 @@ def _stroma(rng):
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     turn = cv2.getRotationMatrix2D((MIDDLE, MIDDLE), rng.uniform(0, 180), 1.5)
     streaks = cv2.warpAffine(_field(rng, 40, 5), turn, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
-    fibres = cv2.remap(streaks, x + 5 * _field(rng, 4), y + 5 * _field(rng, 4), cv2.INTER_LINEAR,
-                       borderMode=cv2.BORDER_REFLECT)
+    fibres = cv2.remap(
+        streaks,
+        x + 5 * _field(rng, 4),
+        y + 5 * _field(rng, 4),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )
     eosin = 0.48 + 0.15 * _field(rng, 7) + 0.16 * _field(rng, 32) + 0.22 * fibres
-    tissue = 3 * np.exp(-((x - MIDDLE) ** 2 + (y - MIDDLE) ** 2) / 512)  # none of the gaps reaches the centre
+    # none of the gaps reaches the centre
+    tissue = 3 * np.exp(-((x - MIDDLE) ** 2 + (y - MIDDLE) ** 2) / 512)
     gaps = _field(rng, int(rng.uniform(3, 9))) - rng.uniform(0, 2.5) - tissue
     glass = np.clip(0.5 + 3 * gaps, 0, 1)
     return np.clip(eosin, 0.05, None) * (1 - glass), glass
 
 
 def _grid(rng, spacing, keep):
-    """Return (N, 2) points x, y of a shaken hexagonal grid over the patch, about the share `keep` of them."""
-    y, x = np.mgrid[-1:SIDE / spacing + 1, -1:SIDE / spacing + 1].reshape(2, -1)
+    """Return (N, 2) points x, y of a shaken hexagonal grid over the patch, about the share `keep`
+    of them."""
+    y, x = np.mgrid[-1 : SIDE / spacing + 1, -1 : SIDE / spacing + 1].reshape(2, -1)
     points = np.stack([x + (y % 2) / 2, y * 0.9], axis=1) + rng.uniform(0, 1, 2)
     points = (points + rng.normal(0, 0.13, points.shape)) * spacing
     return points[rng.uniform(size=len(points)) < keep]
 
 
 def _draw_nuclei(points, radius, roughness, level, vesicular, rng):
-    """Return the haematoxylin of nuclei at `points`, (96, 96): circles bent by three harmonics, later ones on top."""
+    """Return the haematoxylin of nuclei at `points`, (96, 96): circles bent by three harmonics,
+    later ones on top."""
     canvas, n = np.zeros((SIDE, SIDE), np.uint8), len(points)
     angle = np.linspace(0, 2 * np.pi, 18, endpoint=False)
     reach = radius * np.exp(rng.normal(0, 0.8 * roughness, (n, 1)))
     for order in (2, 3, 5):
         bend = rng.normal(0, 1.6 * roughness / order, (n, 1))
         reach = reach * (1 + bend * np.cos(order * angle + rng.uniform(0, 2 * np.pi, (n, 1))))
-    outlines = points[:, None] + reach[..., None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)  # (N, 18, 2)
+    # (N, 18, 2)
+    outlines = points[:, None] + reach[..., None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     spots = points + 0.3 * radius * rng.uniform(-1, 1, (n, 2))
     sixteenths = [np.rint(16 * xy).astype(np.int32) for xy in (outlines, spots)]
     for outline, spot, dye in zip(*sixteenths, 100 * level * np.exp(rng.normal(0, 0.12, n))):
@@ -177,9 +210,16 @@ def _draw_nuclei(points, radius, roughness, level, vesicular, rng):
 
 
 def _scanner(rng):
-    """Draw a stain, a lamp, a focus and noise; return the function (haematoxylin, eosin) -> (96, 96, 3) uint8 RGB."""
-    reddish, bluish = np.array([[[0.54, 0.80, 0.50], [0.12, 0.42, 0.28]],   # absorption of R, G, B by haematoxylin,
-                                [[0.76, 0.80, 0.28], [0.22, 0.52, 0.17]]])  # by eosin; laboratories lie in between
+    """Draw a stain, a lamp, a focus and noise; return the function (haematoxylin, eosin) -> (96,
+    96, 3) uint8 RGB."""
+    # absorption of R, G, B by haematoxylin,
+    reddish, bluish = np.array(
+        [
+            [[0.54, 0.80, 0.50], [0.12, 0.42, 0.28]],
+            # by eosin; laboratories lie in between
+            [[0.76, 0.80, 0.28], [0.22, 0.52, 0.17]],
+        ]
+    )
     dyes = reddish + rng.uniform() * (bluish - reddish)
     dyes = dyes * rng.uniform(0.6, 0.95, (2, 1)) * np.exp(rng.normal(0, 0.04, (2, 3)))
     lamp, focus, noise = 255 * rng.uniform(0.93, 1, 3), rng.uniform(0.4, 0.7), rng.uniform(1.5, 5)
@@ -209,7 +249,10 @@ def _write(root, train, test, rng):
             (root / folder / f"{patch_id}.tif").write_bytes(encode_tiff(rgb))
             labels[patch_id] = label
         _write_table(root / f"{folder}_labels.csv", sorted(labels.items()))
-    _write_table(root / "sample_submission.csv", [(patch_id, 0) for patch_id in rng.permutation(sorted(labels))])
+    _write_table(
+        root / "sample_submission.csv",
+        [(patch_id, 0) for patch_id in rng.permutation(sorted(labels))],
+    )
 
 
 def _write_table(path, rows):
@@ -217,8 +260,11 @@ def _write_table(path, rows):
 
 
 def _card(root, call):
-    """Return the bytes of sample.json: the call, and the SHA-1 of all that it drew, so that a change shows."""
+    """Return the bytes of sample.json: the call, and the SHA-1 of all that it drew, so that a
+    change shows."""
     digest = hashlib.sha1()
-    for path in sorted([*root.glob("*/*.tif"), *(path for path in root.glob("*.csv") if path.name in TABLES)]):
+    for path in sorted(
+        [*root.glob("*/*.tif"), *(path for path in root.glob("*.csv") if path.name in TABLES)]
+    ):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return json.dumps({**call, "sha1": digest.hexdigest()}, indent=1).encode()

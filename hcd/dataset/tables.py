@@ -1,25 +1,35 @@
 """The tables of a data set: ids and labels, read as text and judged row by row."""
+
 import csv
 import re
 
 import numpy as np
 import pandas as pd
 
-MOST_TABLE_BYTES, MOST_ROWS, MOST_LINE = 1 << 27, 1 << 22, 1 << 16  # fifteen times the competition's, and no memory filled
-LAYOUT = "train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv (id,label)"
+# fifteen times the competition's, and no memory filled
+MOST_TABLE_BYTES, MOST_ROWS, MOST_LINE = 1 << 27, 1 << 22, 1 << 16
+LAYOUT = (
+    "train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv"
+    " (id,label)"
+)
 ID_LETTER, LONGEST_ID = r"[\w\-]", 200  # an id is a file's name
 TABLES = ("train_labels.csv", "sample_submission.csv", "test_labels.csv")
 
 
 def read_table(path):
-    """Read a CSV's columns id and label as text, whatever its rows hold; `row_faults` says what is wrong with them.
+    """Read a CSV's columns id and label as text, whatever its rows hold; `row_faults` says what is
+    wrong with them.
 
-    pandas would fill short rows, shift long ones and rename a column that stands twice, all in silence.
+    pandas would fill short rows, shift long ones and rename a column that stands twice, all in
+    silence.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the data folder must hold {LAYOUT}")
     if path.stat().st_size > MOST_TABLE_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; a table has at most {MOST_TABLE_BYTES}, restore it from the data set")
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes; a table has at most {MOST_TABLE_BYTES},"
+            " restore it from the data set"
+        )
     ids, labels = [], []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -31,46 +41,70 @@ def read_table(path):
                     ids.append(row[id_at])
                     labels.append(row[label_at])
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV table with the header id,label ({error}); restore it from the data set") from error
+        raise ValueError(
+            f"{path} is no CSV table with the header id,label ({error}); restore it from the"
+            " data set"
+        ) from error
     for column in ("id", "label"):
         if header.count(column) != 1:
-            raise ValueError(f"{path} has the columns {repr(header)[:100]} but {'no' if column not in header else 'more than one'} "
-                             f"{column!r}; the header must be id,label")
+            raise ValueError(
+                f"{path} has the columns {repr(header)[:100]} but"
+                f" {'no' if column not in header else 'more than one'} {column!r}; the header must"
+                " be id,label"
+            )
     if not ids:
         raise ValueError(f"{path} has a header but no rows; restore it from the data set")
     return pd.DataFrame({"id": ids, "label": labels})
 
 
 def _table_rows(file):
-    """Yield a table's header and rows, none of them empty, longer or shorter than the header, or endless."""
+    """Yield a table's header and rows, none of them empty, longer or shorter than the header, or
+    endless."""
+
     def lines():
         for line in file:
             if len(line) > MOST_LINE or "\0" in line:
-                raise ValueError(f"it has a line of {len(line)} characters" if len(line) > MOST_LINE else "it holds a NUL byte")
+                raise ValueError(
+                    f"it has a line of {len(line)} characters"
+                    if len(line) > MOST_LINE
+                    else "it holds a NUL byte"
+                )
             yield line
 
     header = None
     for number, row in enumerate(filter(None, csv.reader(lines(), strict=True)), 1):
         header = header or row
         if len(row) != len(header) or number > MOST_ROWS:
-            raise ValueError(f"row {number} has {len(row)} field(s), the header {len(header)}" if len(row) != len(header)
-                             else f"it has more than {MOST_ROWS} rows")
+            raise ValueError(
+                f"row {number} has {len(row)} field(s), the header {len(header)}"
+                if len(row) != len(header)
+                else f"it has more than {MOST_ROWS} rows"
+            )
         yield row
     if not header:
         raise ValueError("it is empty")
 
 
 def row_faults(table, columns=("id", "label")):
-    """Return what can be wrong with some columns of a table: {fault: (its column, mask of the rows that have it)}."""
-    rules = {"is used twice": ("id", lambda ids: ids.duplicated()),
-             "is no file name": ("id", lambda ids: ~ids.str.fullmatch(f"{ID_LETTER}{{1,{LONGEST_ID}}}")),
-             "is neither 0 nor 1": ("label", lambda labels: ~labels.isin(["0", "1"]))}
-    return {fault: (column, find(table[column])) for fault, (column, find) in rules.items() if column in columns}
+    """Return what can be wrong with some columns of a table: {fault: (its column, mask of the rows
+    that have it)}."""
+    rules = {
+        "is used twice": ("id", lambda ids: ids.duplicated()),
+        "is no file name": ("id", lambda ids: ~ids.str.fullmatch(f"{ID_LETTER}{{1,{LONGEST_ID}}}")),
+        "is neither 0 nor 1": ("label", lambda labels: ~labels.isin(["0", "1"])),
+    }
+    return {
+        fault: (column, find(table[column]))
+        for fault, (column, find) in rules.items()
+        if column in columns
+    }
 
 
 def id_array(ids):
-    """Return ids as an array of bytes: a third of the memory of Python's strings, sorted and compared at once."""
-    ids = ids if isinstance(ids, (list, tuple)) else ids.tolist()  # a Series is ten times slower to go through
+    """Return ids as an array of bytes: a third of the memory of Python's strings, sorted and
+    compared at once."""
+    # a Series is ten times slower to go through
+    ids = ids if isinstance(ids, (list, tuple)) else ids.tolist()
     width = max(map(len, map(str.encode, ids)), default=1)
     return np.fromiter(map(str.encode, ids), f"S{width}", len(ids))
 
@@ -82,15 +116,20 @@ def read_ids(path):
         return table
     for fault, (_, rows) in row_faults(table, ["id"]).items():
         if rows.any():
-            raise ValueError(f"{path}: id {repr(table['id'][rows].iloc[0])[:100]} {fault} ({rows.sum()} such row(s)); every row needs an "
-                             "id of its own made of letters, digits, - and _")
+            raise ValueError(
+                f"{path}: id {repr(table['id'][rows].iloc[0])[:100]} {fault} ({rows.sum()} such"
+                " row(s)); every row needs an id of its own made of letters, digits, - and _"
+            )
     return table
 
 
 def _are_sound(ids):
-    """Say whether `row_faults` would find nothing in millions of ids, without a Python object for each."""
+    """Say whether `row_faults` would find nothing in millions of ids, without a Python object for
+    each."""
     ids = ids.tolist()
-    if not 0 < min(map(len, ids)) <= max(map(len, ids)) <= LONGEST_ID or not re.fullmatch(f"{ID_LETTER}*", "".join(ids)):
+    if not 0 < min(map(len, ids)) <= max(map(len, ids)) <= LONGEST_ID or not re.fullmatch(
+        f"{ID_LETTER}*", "".join(ids)
+    ):
         return False
     ids = np.sort(id_array(ids))
     return bool((ids[1:] != ids[:-1]).all())
@@ -99,9 +138,11 @@ def _are_sound(ids):
 def read_labels(path):
     """Read a CSV of ids and labels, 0 or 1."""
     table = read_ids(path)
-    (_, wrong), = row_faults(table, ["label"]).values()
+    ((_, wrong),) = row_faults(table, ["label"]).values()
     if wrong.any():
         row = table[wrong].iloc[0]
-        raise ValueError(f"{path}: label {repr(row['label'])[:100]} of id {row['id']} is neither 0 nor 1 ({wrong.sum()} such row(s)); "
-                         "correct the table")
+        raise ValueError(
+            f"{path}: label {repr(row['label'])[:100]} of id {row['id']} is neither 0 nor 1"
+            f" ({wrong.sum()} such row(s)); correct the table"
+        )
     return table.assign(label=table["label"].astype("int64"))

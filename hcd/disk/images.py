@@ -1,4 +1,6 @@
-"""An image file's bytes -> pixels, and back; what a header claims is known before a decoder makes room for it."""
+"""An image file's bytes -> pixels, and back; what a header claims is known before a decoder makes
+room for it."""
+
 import io
 import os
 import re
@@ -13,18 +15,21 @@ from PIL import Image
 
 from .tiff import LENGTH, WIDTH
 
-WHOLE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # every kind that libtiff takes for a size
+# every kind that libtiff takes for a size
+WHOLE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
 WIDTHS, LENGTHS = (WIDTH, 322), (LENGTH, 323)  # of the image, of its tiles
 QUIET = Lock()  # Python's filters of warnings belong to all threads
 
 
 def claimed_size(content):
-    """Return the size that an image file's header claims, so that no decoder makes room for more pixels than there can be.
+    """Return the size that an image file's header claims, so that no decoder makes room for more
+    pixels than there can be.
 
     Args:
         content: bytes of a file of any kind.
     Returns:
-        (width, height) in px, of a tile where that is larger; None for what is no TIFF, PNG or JPEG, or claims no size.
+        (width, height) in px, of a tile where that is larger; None for what is no TIFF, PNG or
+        JPEG, or claims no size.
     """
     if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) >= 24:
         return struct.unpack_from(">II", content, 16)
@@ -44,26 +49,32 @@ def _jpeg_size(content):
     place = 2
     while found := re.compile(rb"\xff+([^\xff\0])").search(content, place):
         kind, place = found[1][0], found.end()
-        if 0xc0 <= kind <= 0xcf and kind not in (0xc4, 0xc8, 0xcc):
-            height, width = struct.unpack_from(">HH", content, place + 3) if len(content) >= place + 7 else (0, 0)
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = (
+                struct.unpack_from(">HH", content, place + 3)
+                if len(content) >= place + 7
+                else (0, 0)
+            )
             return (width, height) if width and height else None
-        if kind != 1 and not 0xd0 <= kind <= 0xd9:  # those have no length
-            place += int.from_bytes(content[place:place + 2], "big")
+        if kind != 1 and not 0xD0 <= kind <= 0xD9:  # those have no length
+            place += int.from_bytes(content[place : place + 2], "big")
     return None
 
 
 def _tiff_size(content, order, big):
     """Read the tags of a TIFF's first directory, of 12 bytes each or, in a BigTIFF, of 20."""
-    start, = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)
     if start > len(content):
         return None
-    count, = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, start)
+    (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, start)
     first, size = start + (8 if big else 2), 20 if big else 12
     found = dict.fromkeys((*WIDTHS, *LENGTHS), 0)
     for place in range(first, min(first + size * count, len(content) - size + 1), size):
         tag, kind = struct.unpack_from(f"{order}HH", content, place)
         if tag in found and kind in WHOLE:
-            value, = struct.unpack_from(f"{order}{WHOLE[kind]}", content, place + (12 if big else 8))
+            (value,) = struct.unpack_from(
+                f"{order}{WHOLE[kind]}", content, place + (12 if big else 8)
+            )
             found[tag] = max(found[tag], value)
     return max(found[tag] for tag in WIDTHS), max(found[tag] for tag in LENGTHS)
 
@@ -71,8 +82,9 @@ def _tiff_size(content, order, big):
 def pillow_agrees(content, image):
     """Say whether Pillow decodes a TIFF or JPEG without an error, a TIFF to the same pixels.
 
-    OpenCV passes over the errors of libtiff and libjpeg, a wrong checksum of deflated pixels among them, and returns whatever was
-    decoded by then. Of a JPEG two decoders may differ in a rounding, so its pixels are not compared.
+    OpenCV passes over the errors of libtiff and libjpeg, a wrong checksum of deflated pixels among
+    them, and returns whatever was decoded by then. Of a JPEG two decoders may differ in a rounding,
+    so its pixels are not compared.
 
     Args:
         content: bytes of the file. image: (H, W, 3) uint8 BGR, what OpenCV made of them.
@@ -82,17 +94,25 @@ def pillow_agrees(content, image):
         try:
             with Image.open(io.BytesIO(content), formats=["TIFF", "JPEG"]) as file:
                 other = np.asarray(file)[..., ::-1]
-                return file.mode == "RGB" and (np.array_equal(other, image) if file.format == "TIFF" else other.shape == image.shape)
-        except Exception:  # Pillow lets a dozen kinds out of damaged bytes; each says that the file is damaged
+                return file.mode == "RGB" and (
+                    np.array_equal(other, image)
+                    if file.format == "TIFF"
+                    else other.shape == image.shape
+                )
+        except Exception:
+            # Pillow lets a dozen kinds out of damaged bytes; each says that the file is damaged
             return False
 
 
-MOST_PIXELS, MOST_BYTES = 1 << 24, 1 << 28  # 4096 x 4096 px, and 256 MiB, which hold them in any type and number of channels
-READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has the one, others the other
+# 4096 x 4096 px, and 256 MiB, which hold them in any type and number of channels
+MOST_PIXELS, MOST_BYTES = 1 << 24, 1 << 28
+# Windows has the one, others the other
+READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def read_content(path):
-    """Return a file's bytes. Neither a pipe, which would be waited for without end, nor a file that fills the memory is read.
+    """Return a file's bytes. Neither a pipe, which would be waited for without end, nor a file that
+    fills the memory is read.
 
     Raises:
         FileNotFoundError: no such file. ValueError: too large for any image.
@@ -106,9 +126,15 @@ def read_content(path):
         if not stat.S_ISREG(status.st_mode):
             raise _no_file(path)
         if status.st_size > MOST_BYTES:
-            raise ValueError(f"{path} has {status.st_size} bytes; an image file has at most {MOST_BYTES}, restore it from the data set")
+            raise ValueError(
+                f"{path} has {status.st_size} bytes; an image file has at most {MOST_BYTES},"
+                " restore it from the data set"
+            )
         content = os.read(file, status.st_size)
-        while len(content) < status.st_size and (rest := os.read(file, status.st_size - len(content))):  # a network's short reads
+        # a network's short reads
+        while len(content) < status.st_size and (
+            rest := os.read(file, status.st_size - len(content))
+        ):
             content += rest
         return content
     finally:
@@ -116,16 +142,20 @@ def read_content(path):
 
 
 def _no_file(path):
-    return FileNotFoundError(f"{path} does not exist or is no file; check the path and the data folder")
+    return FileNotFoundError(
+        f"{path} does not exist or is no file; check the path and the data folder"
+    )
 
 
 def decode_image(content):
     """Return an image file's bytes as the array that they hold, channels in OpenCV's order.
 
-    cv2.imread would turn grey, 16-bit and alpha images into 8-bit colour in silence; UNCHANGED shows what is there.
+    cv2.imread would turn grey, 16-bit and alpha images into 8-bit colour in silence; UNCHANGED
+    shows what is there.
 
     Returns:
-        array; None where there is none, where the header claims more than MOST_PIXELS, and for all but TIFF, PNG and JPEG.
+        array; None where there is none, where the header claims more than MOST_PIXELS, and for all
+        but TIFF, PNG and JPEG.
     """
     size = claimed_size(content)
     if size is None or size[0] * size[1] > MOST_PIXELS:
@@ -135,9 +165,13 @@ def decode_image(content):
     except cv2.error:  # a header that breaks OpenCV's own rules
         return None
     colour = image is not None and image.dtype == np.uint8 and image.shape[2:] == (3,)
-    return None if colour and content[:1] != b"\x89" and not pillow_agrees(content, image) else image  # a PNG has checksums
+    # a PNG has checksums
+    return (
+        None if colour and content[:1] != b"\x89" and not pillow_agrees(content, image) else image
+    )
 
 
 def encode_tiff(patch):
-    """Return an (H, W, 3) uint8 RGB patch as the bytes of an uncompressed TIFF, the kind that the competition's files are."""
+    """Return an (H, W, 3) uint8 RGB patch as the bytes of an uncompressed TIFF, the kind that the
+    competition's files are."""
     return cv2.imencode(".tif", patch[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()

@@ -1,11 +1,13 @@
 """A plain TIFF's pixels without a decoder, as the competition's files are."""
+
 import struct
 from functools import lru_cache
 
 import numpy as np
 
 WIDTH, LENGTH, BITS, STRIPS, STRIP_BYTES, FORMAT = 256, 257, 258, 273, 279, 339
-# compression, photometric, orientation, samples, planar: the value that each must have, and has when it is left out
+# compression, photometric, orientation, samples, planar: the value that each must have, and has
+# when it is left out
 RULES = {259: (1, 1), 262: (2, None), 274: (1, 1), 277: (3, 1), 284: (1, 1)}
 KINDS = {3: ("H", 2), 4: ("I", 4)}  # a tag's SHORT and LONG: struct's letter, bytes
 
@@ -16,13 +18,14 @@ def plain_rgb(content):
     Args:
         content: bytes of a file of any kind.
     Returns:
-        (H, W, 3) uint8 RGB, a read-only view of `content`; None for any other kind of file, a damaged one included, which is
-        for a real decoder to judge.
+        (H, W, 3) uint8 RGB, a read-only view of `content`; None for any other kind of file, a
+        damaged one included, which is for a real decoder to judge.
     """
     if content[:4] != b"II*\0" or len(content) < 8:
         return None
     start = int.from_bytes(content[4:8], "little")
-    # libtiff puts the tags behind the pixels, the same ones in every file of a set: they are read once and remembered
+    # libtiff puts the tags behind the pixels, the same ones in every file of a set: they are read
+    # once and remembered
     layout = _layout if len(content) - start < 1024 else _layout.__wrapped__
     found = layout(len(content), start, content[start:])
     if found is None:
@@ -33,17 +36,26 @@ def plain_rgb(content):
 
 @lru_cache(maxsize=64)
 def _layout(size, start, tail):
-    """Return (offset of the pixels, length, width) from the tags, which begin at `start`; None where a rule is broken."""
+    """Return (offset of the pixels, length, width) from the tags, which begin at `start`; None
+    where a rule is broken."""
     try:
-        count, = struct.unpack_from("<H", tail)
-        tags = {tag: _values(tail, start, *entry) for tag, *entry in struct.iter_unpack("<HHII", tail[2:2 + 12 * count])}
+        (count,) = struct.unpack_from("<H", tail)
+        tags = {
+            tag: _values(tail, start, *entry)
+            for tag, *entry in struct.iter_unpack("<HHII", tail[2 : 2 + 12 * count])
+        }
         (width,), (length,) = tags[WIDTH], tags[LENGTH]
         offsets, sizes = tags[STRIPS], tags[STRIP_BYTES]
         ends = [offset + bytes_ for offset, bytes_ in zip(offsets, sizes)]
     except (struct.error, KeyError, ValueError, TypeError):
         return None
     plain = all(tags.get(tag, (default,)) == (wanted,) for tag, (wanted, default) in RULES.items())
-    if not plain or len(tags) != count or tags.get(BITS) != (8, 8, 8) or set(tags.get(FORMAT, (1,)) or ()) != {1}:
+    if (
+        not plain
+        or len(tags) != count
+        or tags.get(BITS) != (8, 8, 8)
+        or set(tags.get(FORMAT, (1,)) or ()) != {1}
+    ):
         return None
     if not ends or len(offsets) != len(sizes) or list(offsets[1:]) != ends[:-1]:
         return None
@@ -52,7 +64,8 @@ def _layout(size, start, tail):
 
 
 def _values(tail, start, kind, number, value):
-    """Return the numbers of one tag: in its entry where four bytes hold them, else where it points, behind `start`."""
+    """Return the numbers of one tag: in its entry where four bytes hold them, else where it points,
+    behind `start`."""
     if kind not in KINDS or number > 65535:
         return None  # a tag such as a text, which no rule asks for
     letter, size = KINDS[kind]

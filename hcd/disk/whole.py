@@ -1,4 +1,5 @@
 """Whole writes: a file is there in full or not at all."""
+
 import errno
 import json
 import math
@@ -11,23 +12,28 @@ try:
 except ImportError:  # Windows has none, and there a run's folder is not locked
     fcntl = None
 
-NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}  # of a file system that has none, as some network disks
+# of a file system that has none, as some network disks
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
 
 
 @contextmanager
 def whole_write(path, mode="wb", **options):
-    """Open a temporary file beside `path` for writing; rename it to `path` once it is complete and on disk.
+    """Open a temporary file beside `path` for writing; rename it to `path` once it is complete and
+    on disk.
 
     Args:
-        path: the file to write; an older one stays untouched until the new one is complete. A link is replaced, not followed.
+        path: the file to write; an older one stays untouched until the new one is complete. A link
+            is replaced, not followed.
         mode, options: as for `open`.
     Yields:
         the open file.
     Raises:
-        OSError: the file cannot be written (no permission, full disk, a device of that name); nothing that existed is lost.
+        OSError: the file cannot be written (no permission, full disk, a device of that name);
+            nothing that existed is lost.
     """
     path = Path(path)
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # renaming would take a device's place
+    # renaming would take a device's place
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise OSError(f"{path} is a device or a pipe; name a file to write")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -39,12 +45,14 @@ def whole_write(path, mode="wb", **options):
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        if os.path.exists(part):  # unlink(missing_ok=True) would raise where the folder is a file, and hide why
+        # unlink(missing_ok=True) would raise where the folder is a file, and hide why
+        if os.path.exists(part):
             part.unlink()
 
 
 def take_lock(file, kind):
-    """Lock a file by fcntl's "flock" or "lockf"; where there are no locks, one run at a time is up to its user.
+    """Lock a file by fcntl's "flock" or "lockf"; where there are no locks, one run at a time is up
+    to its user.
 
     Raises:
         OSError: another process holds the lock.
@@ -83,7 +91,9 @@ def empty_folder(path):
     """
     path = writable_folder(path)
     if any(path.iterdir()):
-        raise FileExistsError(f"{path} is not empty; name an empty folder or one that does not exist yet")
+        raise FileExistsError(
+            f"{path} is not empty; name an empty folder or one that does not exist yet"
+        )
     return path
 
 
@@ -97,18 +107,30 @@ def read_json(path, most_bytes):
     """Read a JSON file that anybody may have written; nothing in it is run.
 
     Raises:
-        OSError: it cannot be read. ValueError: too long, no JSON, numbers that are not finite, or a name that stands twice.
+        OSError: it cannot be read. ValueError: too long, no JSON, numbers that are not finite, or a
+            name that stands twice.
     """
     if path.stat().st_size > most_bytes:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; {path.name} has at most {most_bytes}, get the right file")
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes; {path.name} has at most {most_bytes}, get the"
+            " right file"
+        )
     try:
-        return json.loads(path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
+        return json.loads(
+            path.read_text("utf-8"),
+            parse_constant=_finite,
+            parse_float=_finite,
+            object_pairs_hook=_once,
+        )
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({str(error)[:100]}); restore it from where it was written") from error
+        raise ValueError(
+            f"{path} is no JSON ({str(error)[:100]}); restore it from where it was written"
+        ) from error
 
 
 def _once(pairs):
-    """Make a JSON object of its names and values; of a name that stands twice, every reader would take another value."""
+    """Make a JSON object of its names and values; of a name that stands twice, every reader would
+    take another value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"an object of {len(pairs)} names has one of them twice")
@@ -130,5 +152,8 @@ def shorten(text, most=60):
 
 def unwritable(path, error):
     reason = error.strerror or str(error)
-    return type(error)(error.errno, f"{path} cannot be written ({reason}) and nothing was changed; free space or name "
-                       "another place")
+    return type(error)(
+        error.errno,
+        f"{path} cannot be written ({reason}) and nothing was changed; free space or name "
+        "another place",
+    )

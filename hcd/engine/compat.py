@@ -1,10 +1,13 @@
-"""What makes fastai 1.0.61 of 2020 run on today's versions; the only file that knows about versions.
+"""What makes fastai 1.0.61 of 2020 run on today's versions; the only file that knows about
+versions.
 
-Nothing here changes another library: each piece is a class or function of its own that the rest of hcd uses, and names the version
-that needs it. Three more are held in setup.py: setuptools below 82, which has no pkg_resources any more (ModuleNotFoundError on
-`import fastai`); fastprogress below 1.1, which pulls in a web framework; IPython below 10, since fastprogress 1.0 compares versions as
+Nothing here changes another library: each piece is a class or function of its own that the rest of
+hcd uses, and names the version that needs it. Three more are held in setup.py: setuptools below 82,
+which has no pkg_resources any more (ModuleNotFoundError on `import fastai`); fastprogress below
+1.1, which pulls in a web framework; IPython below 10, since fastprogress 1.0 compares versions as
 text, where "10" comes before "6.0.0", and would draw a terminal's bars in a notebook.
 """
+
 import gc
 import io
 import platform
@@ -21,8 +24,9 @@ import torchvision
 
 from ..disk.whole import whole_write, writable_folder
 
-# setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own source. catch_warnings would
-# also take back the filters that fastai and the libraries below it set for themselves on import.
+# setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own
+# source. catch_warnings would also take back the filters that fastai and the libraries below it set
+# for themselves on import.
 QUIET = ("ignore", None, Warning, None, 0)
 warnings.filters.insert(0, QUIET)
 try:
@@ -32,9 +36,15 @@ try:
 finally:
     warnings.filters.remove(QUIET)
 
-# torch >= 2.6 loads with weights_only=True and turns down the numpy scalars that fastai's schedules leave in the optimiser
-# state ("Unsupported global: numpy.core.multiarray.scalar"). These types hold plain numbers; loading them runs no code.
-OPTIMISER_TYPES = [np.float64(0).__reduce__()[0], np.dtype, *{type(np.dtype(kind)) for kind in "fdlq?"}]
+# torch >= 2.6 loads with weights_only=True and turns down the numpy scalars that fastai's schedules
+# leave in the optimiser state ("Unsupported global: numpy.core.multiarray.scalar"). These types
+# hold plain numbers;
+# loading them runs no code.
+OPTIMISER_TYPES = [
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "fdlq?"},
+]
 
 
 def load_tensors(file):
@@ -43,38 +53,48 @@ def load_tensors(file):
     Args:
         file: path, or file opened for reading, of a `torch.save`.
     Raises:
-        FileNotFoundError: no such file. OSError: it cannot be read. ValueError: damaged, or holds more than tensors and numbers.
+        FileNotFoundError: no such file. OSError: it cannot be read. ValueError: damaged, or holds
+            more than tensors and numbers.
     """
     try:
-        # of a file on disk, torch would ask for whatever length damaged bytes claim; of bytes in memory, for no more than there are
+        # of a file on disk, torch would ask for whatever length damaged bytes claim; of bytes in
+        # memory, for no more than there are
         content = file.read() if hasattr(file, "read") else Path(file).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise FileNotFoundError(f"{file} does not exist or is no file; save the model first or name another file") from None
+        raise FileNotFoundError(
+            f"{file} does not exist or is no file; save the model first or name another file"
+        ) from None
     try:
         with torch.serialization.safe_globals(OPTIMISER_TYPES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickle protocols than torch's own, whether it can read them or not
+            # of other pickle protocols than torch's own, whether it can read them or not
+            warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except MemoryError:  # says nothing about the file
         raise
-    except Exception as error:  # torch's unpickler lets a dozen kinds out of damaged bytes, from IndexError to struct.error
+    except Exception as error:
+        # torch's unpickler lets a dozen kinds out of damaged bytes, from IndexError to struct.error
         reason = str(error)
         for torch_advice in ("trusted source.", "WeightsUnpickler error:"):
             reason = reason.split(torch_advice)[-1]
         reason = " ".join(reason.split()).split(". ")[0].rstrip(".")[:200] or type(error).__name__
-        raise ValueError(f"{file} cannot be loaded as plain weights ({reason}); it is damaged or holds code, use a file that "
-                         "Learner.save wrote") from error
+        raise ValueError(
+            f"{file} cannot be loaded as plain weights ({reason}); it is damaged or holds code, use"
+            " a file that Learner.save wrote"
+        ) from error
 
 
 class Learner(fastai.basic_train.Learner):
     """fastai's Learner, saving whole files and loading them under torch >= 2.6's weights_only=True.
 
-    There fastai's own `load` raises UnpicklingError after a fit, and so does its `lr_find`, which ends by loading a temporary save.
+    There fastai's own `load` raises UnpicklingError after a fit, and so does its `lr_find`, which
+    ends by loading a temporary save.
 
     CHANGED C2: fastai's `load` swallows a failed restore of the optimiser state; this one raises.
     """
 
     def save(self, file=None, return_path=False, with_opt=True):
-        """Save model and optimiser state as fastai's `Learner.save` does; an interrupted save leaves the older file."""
+        """Save model and optimiser state as fastai's `Learner.save` does; an interrupted save
+        leaves the older file."""
         if not isinstance(file, (str, bytes)) and hasattr(file, "write"):
             return super().save(file, return_path, with_opt)
         target = self.path / self.model_dir / f"{file}.pth"
@@ -85,22 +105,30 @@ class Learner(fastai.basic_train.Learner):
             opened.write(content.getbuffer())
         return target if return_path else None
 
-    def load(self, file=None, device=None, strict=True, with_opt=None, purge=False, remove_module=False):
-        """Load what `save` wrote; see fastai's `Learner.load`. `lr_find` calls it to undo its own steps.
+    def load(
+        self, file=None, device=None, strict=True, with_opt=None, purge=False, remove_module=False
+    ):
+        """Load what `save` wrote; see fastai's `Learner.load`. `lr_find` calls it to undo its own
+        steps.
 
-        `device` is there for fastai's callers: the values go into the model where it is, by way of the CPU.
+        `device` is there for fastai's callers: the values go into the model where it is, by way of
+        the CPU.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: damaged file, weights of another model, or an optimiser state for
-                other layers, found when the model has its weights already.
+            FileNotFoundError: no such file. ValueError: damaged file, weights of another model, or
+                an optimiser state for other layers, found when the model has its weights already.
         """
         if purge or remove_module:
-            raise ValueError("purge and remove_module are not supported by hcd's Learner.load; leave them False")
+            raise ValueError(
+                "purge and remove_module are not supported by hcd's Learner.load; leave them False"
+            )
         source = file if hasattr(file, "read") else self.path / self.model_dir / f"{file}.pth"
         state = load_tensors(source)
         if not isinstance(state, dict):
-            raise ValueError(f"{source} holds a {type(state).__name__} where weights by name belong; use a file that "
-                             "Learner.save wrote")
+            raise ValueError(
+                f"{source} holds a {type(state).__name__} where weights by name belong; use a file"
+                " that Learner.save wrote"
+            )
         has_opt = set(state) == {"model", "opt"}
         if with_opt and not has_opt:
             raise ValueError(f"{source} holds no optimiser state; load it with with_opt=False")
@@ -108,39 +136,52 @@ class Learner(fastai.basic_train.Learner):
             self.model.load_state_dict(state["model"] if has_opt else state, strict=strict)
         except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()[:160]
-            raise ValueError(f"{source} holds the weights of another model ({reason}); build the learner with the arch that was "
-                             "saved") from error
+            raise ValueError(
+                f"{source} holds the weights of another model ({reason}); build the learner with"
+                " the arch that was saved"
+            ) from error
         if has_opt and with_opt is not False:
             if not hasattr(self, "opt"):
                 self.create_opt(fastai.basic_train.defaults.lr, self.wd)
             try:
                 self.opt.load_state_dict(state["opt"])
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"{source} holds the optimiser state of other trainable layers ({error}); freeze or unfreeze as "
-                                 "when it was saved, or load it with with_opt=False") from error
+                raise ValueError(
+                    f"{source} holds the optimiser state of other trainable layers ({error});"
+                    " freeze or unfreeze as when it was saved, or load it with with_opt=False"
+                ) from error
         del state
         gc.collect()
         return self
 
 
 def load_trusted_export(path):
-    """Rebuild a learner from fastai's `Learner.export`, as fastai's `load_learner`, which raises UnpicklingError since torch 2.6.
+    """Rebuild a learner from fastai's `Learner.export`, as fastai's `load_learner`, which raises
+    UnpicklingError since torch 2.6.
 
-    A full unpickle RUNS CODE in the file. Only `export.load_export` calls this, and only when told to trust the file.
+    A full unpickle RUNS CODE in the file. Only `export.load_export` calls this, and only when told
+    to trust the file.
     """
     state = torch.load(path, map_location="cpu", weights_only=False)
-    model, source = state.pop("model"), fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data"))
+    model, source = (
+        state.pop("model"),
+        fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data")),
+    )
     callbacks, kind = state.pop("cb_state"), state.pop("cls")
     data = source.databunch(device=torch.device("cpu"), num_workers=0, pin_memory=False)
-    data.single_dl.dl.pin_memory = False  # fastai passes the option on to every loader but this one, and torch >= 2.7 warns
+    # fastai passes the option on to every loader but this one, and torch >= 2.7 warns
+    data.single_dl.dl.pin_memory = False
     learner = kind(data, model, **state)
     learner.callback_fns = state["callback_fns"]
-    learner.callbacks = [fastai.basic_train.load_callback(kind, kept, learner) for kind, kept in callbacks.items()]
+    learner.callbacks = [
+        fastai.basic_train.load_callback(kind, kept, learner) for kind, kept in callbacks.items()
+    ]
     return learner
 
 
 def silence_opencv():
-    """Keep OpenCV from printing lines of its own about damaged images, such as "[ERROR:0@5.8] global loadsave.cpp:1409 imdecode_ ...".
+    """Keep OpenCV from printing lines of its own about damaged images, such as "[ERROR:0@5.8]
+    global loadsave.cpp:1409 imdecode_ ...".
 
     4.5.5, 4.10 and 4.14 all do; 4.10 has the switch in another place than 4.14.
     """
@@ -153,8 +194,8 @@ def silence_opencv():
 class DataLoader(torch.utils.data.DataLoader):
     """torch's DataLoader with all of today's keywords.
 
-    Importing fastai replaces torch's `DataLoader.__init__` by one without generator (new in torch 1.6), persistent_workers and
-    prefetch_factor (1.7): TypeError, unexpected keyword argument.
+    Importing fastai replaces torch's `DataLoader.__init__` by one without generator (new in torch
+    1.6), persistent_workers and prefetch_factor (1.7): TypeError, unexpected keyword argument.
     """
 
     def __init__(self, dataset, **kwargs):
@@ -162,15 +203,19 @@ class DataLoader(torch.utils.data.DataLoader):
         fastai.basic_data.old_dl_init(self, dataset, **kwargs)
 
     def __iter__(self):
-        """Begin a pass, with new workers where one of those that persist has died; torch would wait for the dead in every pass."""
-        if self._iterator is not None and not all(worker.is_alive() for worker in self._iterator._workers):
+        """Begin a pass, with new workers where one of those that persist has died; torch would wait
+        for the dead in every pass."""
+        if self._iterator is not None and not all(
+            worker.is_alive() for worker in self._iterator._workers
+        ):
             self._iterator._shutdown_workers()
             self._iterator = None
         return super().__iter__()
 
 
 def find_arch(arch):
-    """Return the model builder for a torchvision model's name, or `arch` itself when it is a callable.
+    """Return the model builder for a torchvision model's name, or `arch` itself when it is a
+    callable.
 
     Raises:
         ValueError: torchvision has no such classification model.
@@ -180,15 +225,18 @@ def find_arch(arch):
     names = torchvision.models.list_models(torchvision.models)
     if arch not in names:
         close = get_close_matches(arch, names, 3, 0.4) or ["densenet169"]
-        raise ValueError(f"arch={arch!r} is no model of torchvision {torchvision.__version__}; did you mean {', '.join(close)}?")
+        raise ValueError(
+            f"arch={arch!r} is no model of torchvision {torchvision.__version__}; did you mean"
+            f" {', '.join(close)}?"
+        )
     return getattr(torchvision.models, arch)
 
 
 def with_pretrained_flag(arch):
     """Return `arch` as fastai calls it, `arch(pretrained: bool)`.
 
-    torchvision >= 0.13 takes weights= instead and warns; >= 0.15 no longer takes `pretrained` by position for all models.
-    The weights are IMAGENET1K_V1, those that the walkthrough downloaded.
+    torchvision >= 0.13 takes weights= instead and warns; >= 0.15 no longer takes `pretrained` by
+    position for all models. The weights are IMAGENET1K_V1, those that the walkthrough downloaded.
     """
     if not _is_torchvision(arch):
         return arch
@@ -196,12 +244,15 @@ def with_pretrained_flag(arch):
 
 
 def require_weights(arch):
-    """Require the ImageNet weights of a torchvision model, in torch's cache or to be downloaded now.
+    """Require the ImageNet weights of a torchvision model, in torch's cache or to be downloaded
+    now.
 
     Args:
-        arch: model builder, see `find_arch`; one that is not torchvision's brings its own weights and passes.
+        arch: model builder, see `find_arch`; one that is not torchvision's brings its own weights
+            and passes.
     Raises:
-        FileNotFoundError: not there and not to be had. ValueError: damaged, or none were ever trained.
+        FileNotFoundError: not there and not to be had. ValueError: damaged, or none were ever
+            trained.
     """
     if not _is_torchvision(arch):
         return
@@ -212,24 +263,37 @@ def require_weights(arch):
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(weights.url, str(file), file.stem.rsplit("-", 1)[1])
         except (URLError, OSError, RuntimeError) as error:
-            raise FileNotFoundError(f"no pretrained weights for {arch.__name__}: {file} is missing and cannot be downloaded "
-                                    f"({error}); put the file there or use pretrained=False") from error
+            raise FileNotFoundError(
+                f"no pretrained weights for {arch.__name__}: {file} is missing and cannot be"
+                f" downloaded ({error}); put the file there or use pretrained=False"
+            ) from error
     load_tensors(file)  # torchvision itself would unpickle the file in full
 
 
 def _is_torchvision(arch):
     name = getattr(arch, "__name__", None)
-    return name in torchvision.models.list_models(torchvision.models) and getattr(torchvision.models, name) is arch
+    return (
+        name in torchvision.models.list_models(torchvision.models)
+        and getattr(torchvision.models, name) is arch
+    )
 
 
 def _imagenet_weights(arch):
     kinds = torchvision.models.get_model_weights(arch)
     if "IMAGENET1K_V1" not in kinds.__members__:
-        raise ValueError(f"torchvision has no IMAGENET1K_V1 weights for {arch.__name__}; use pretrained=False or another arch")
+        raise ValueError(
+            f"torchvision has no IMAGENET1K_V1 weights for {arch.__name__}; use pretrained=False or"
+            " another arch"
+        )
     return kinds["IMAGENET1K_V1"]
 
 
 def library_versions():
-    """Return the versions of Python and of the libraries that the numbers depend on, as a dict of str."""
+    """Return the versions of Python and of the libraries that the numbers depend on, as a dict of
+    str."""
     names = ("hcd", "torch", "torchvision", "fastai", "numpy", "pandas", "scikit-learn")
-    return {"python": platform.python_version(), "opencv": cv2.__version__, **{name: version(name) for name in names}}
+    return {
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+        **{name: version(name) for name in names},
+    }

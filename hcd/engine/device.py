@@ -1,4 +1,5 @@
 """The device that computes, and the generators that draw."""
+
 import random
 
 import numpy as np
@@ -17,14 +18,18 @@ def find_device(device=None):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:120]
-        raise ValueError(f"device={str(device)!r} cannot be used here ({reason}); use \"cpu\" or leave it out") from error
+        raise ValueError(
+            f'device={str(device)!r} cannot be used here ({reason}); use "cpu" or leave it out'
+        ) from error
     return torch.device(device)
 
 
 def set_rng_seed(rng_seed):
-    """Seed Python's, numpy's and torch's generators, and ask cuDNN for repeatable kernels; None leaves all as they are.
+    """Seed Python's, numpy's and torch's generators, and ask cuDNN for repeatable kernels; None
+    leaves all as they are.
 
-    A databunch that was made by a recipe with an rng_seed counts its own passes, see `Passes`: make it anew to repeat them.
+    A databunch that was made by a recipe with an rng_seed counts its own passes, see `Passes`: make
+    it anew to repeat them.
 
     CHANGED C16: the walkthrough seeds nothing, so no two of its runs agree.
     """

@@ -1,4 +1,6 @@
-"""Passes over the data whose draws depend on the rng_seed alone: not on workers, nor on what ran before."""
+"""Passes over the data whose draws depend on the rng_seed alone: not on workers, nor on what ran
+before."""
+
 import random
 
 import torch
@@ -8,19 +10,21 @@ from .compat import DataLoader
 
 
 class Passes:
-    """The passes over the data that were begun with an rng_seed; each has a number, and each item of it draws by (pass, index).
+    """The passes over the data that were begun with an rng_seed; each has a number, and each item
+    of it draws by (pass, index).
 
     `count` is all that a resumed run has to know.
 
-    CHANGED C19: with an rng_seed neither the number of workers nor their order changes a draw; without one they do, as in the
-    walkthrough.
+    CHANGED C19: with an rng_seed neither the number of workers nor their order changes a draw;
+    without one they do, as in the walkthrough.
     """
 
     def __init__(self, rng_seed):
         self.rng_seed, self.count = rng_seed, 0
 
     def rng(self, number, index):
-        """Return the generator of one item, by its index, or of the order of the items, index -1."""
+        """Return the generator of one item, by its index, or of the order of the items, index
+        -1."""
         return random.Random((self.rng_seed << 64) + (number << 32) + index + 1)
 
 
@@ -68,19 +72,27 @@ class _DrawnByKey(Dataset):
 
 
 class PassLoader(DataLoader):
-    """DataLoader whose every pass is a function of the rng_seed and the pass's number alone, and touches no other generator."""
+    """DataLoader whose every pass is a function of the rng_seed and the pass's number alone, and
+    touches no other generator."""
 
     def __init__(self, dataset, passes, shuffle=False, **kwargs):
         if not isinstance(dataset, _DrawnByKey):
             dataset = _DrawnByKey(dataset, passes)
-        super().__init__(dataset, sampler=_Sampler(dataset, shuffle, passes), generator=torch.Generator(), **kwargs)
+        super().__init__(
+            dataset,
+            sampler=_Sampler(dataset, shuffle, passes),
+            generator=torch.Generator(),
+            **kwargs,
+        )
         self.init_kwargs = {"passes": passes, "shuffle": shuffle, **kwargs}
 
 
 def replace_loaders(data, recipe):
-    """Give a databunch loaders that draw by the recipe's rng_seed, or where it is fast, whose workers live on between epochs.
+    """Give a databunch loaders that draw by the recipe's rng_seed, or where it is fast, whose
+    workers live on between epochs.
 
-    Without either it keeps fastai's own, which draw from Python's `random` as the walkthrough does. `data.passes` is None then.
+    Without either it keeps fastai's own, which draw from Python's `random` as the walkthrough does.
+    `data.passes` is None then.
     """
     data.passes = None if recipe.rng_seed is None else Passes(recipe.rng_seed)
     if data.passes is None and not recipe.fast:

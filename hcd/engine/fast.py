@@ -1,19 +1,25 @@
-"""`Recipe(fast=True)`: the same network, trained and evaluated in 16-bit arithmetic and in the memory layout that suits it.
+"""`Recipe(fast=True)`: the same network, trained and evaluated in 16-bit arithmetic and in the
+memory layout that suits it.
 
-The optimiser stays as it is: on CUDA torch's Adam uses its foreach kernels by itself, and on two cores it takes 4 to 5 % of a step.
-Fused it fails under a GradScaler (TypeError), which takes fastai's OptimWrapper around it for an optimiser that unscales on its own.
-Nor is torch.compile used: for DenseNet-169 at batch 64, on two busy cores, it worked for 8 minutes on training and nearly 3 on
-evaluation and saved 0.8 of 4.6 s a training step and nothing in evaluation, which 800 steps repay; not measured on a GPU.
+The optimiser stays as it is: on CUDA torch's Adam uses its foreach kernels by itself, and on two
+cores it takes 4 to 5 % of a step. Fused it fails under a GradScaler (TypeError), which takes
+fastai's OptimWrapper around it for an optimiser that unscales on its own. Nor is torch.compile
+used: for DenseNet-169 at batch 64, on two busy cores, it worked for 8 minutes on training and
+nearly 3 on evaluation and saved 0.8 of 4.6 s a training step and nothing in evaluation, which 800
+steps repay; not measured on a GPU.
 """
+
 import torch
 from fastai.basic_train import LearnerCallback
 from torch import nn
 
 
 class FastModel(nn.Sequential):
-    """Body and head that compute in 16 bits, pixels beside their channels (channels_last); weights and logits stay float32.
+    """Body and head that compute in 16 bits, pixels beside their channels (channels_last); weights
+    and logits stay float32.
 
-    Names and values of the weights are those of the plain model, so either loads what the other saved.
+    Names and values of the weights are those of the plain model, so either loads what the other
+    saved.
     """
 
     def __init__(self, model):
@@ -26,12 +32,14 @@ class FastModel(nn.Sequential):
         return logits.float()
 
     def __getitem__(self, place):
-        """Return a layer, or of a slice a plain Sequential of the same layers, which computes in float32."""
+        """Return a layer, or of a slice a plain Sequential of the same layers, which computes in
+        float32."""
         return nn.Sequential(*self.children())[place]
 
 
 class LossScaler(LearnerCallback):
-    """Scale the loss so that float16 gradients do not vanish, and leave out the steps whose gradients overflow."""
+    """Scale the loss so that float16 gradients do not vanish, and leave out the steps whose
+    gradients overflow."""
 
     _order = 999  # after all that read the loss
 
@@ -40,7 +48,8 @@ class LossScaler(LearnerCallback):
         self.reset()
 
     def reset(self):
-        """Begin with a fresh scale; fastai calls it after `lr_find`, whose last rates make gradients overflow and the scale collapse."""
+        """Begin with a fresh scale; fastai calls it after `lr_find`, whose last rates make
+        gradients overflow and the scale collapse."""
         self.scaler = torch.amp.GradScaler(self.learn.data.device.type)
 
     def on_backward_begin(self, last_loss, **kwargs):
@@ -55,9 +64,13 @@ class LossScaler(LearnerCallback):
 
 
 def low_precision(device):
-    """Return the 16-bit type that a device computes in: bfloat16, which needs no scaling, or float16 on a GPU without it."""
+    """Return the 16-bit type that a device computes in: bfloat16, which needs no scaling, or
+    float16 on a GPU without it."""
     if device.type == "cuda":
         with torch.cuda.device(device):  # torch answers for the current one of several
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            return (
+                torch.bfloat16
+                if torch.cuda.is_bf16_supported(including_emulation=False)
+                else torch.float16
+            )
     return torch.bfloat16 if device.type == "cpu" else torch.float16
-

@@ -1,4 +1,5 @@
 """Save a model for another machine, load it there, predict one file."""
+
 import hashlib
 import math
 import os
@@ -23,7 +24,8 @@ CARD, WEIGHTS, NOTES = "card.json", "model.safetensors", "README.md"
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A loaded model folder: `model` in evaluation mode on the CPU, `recipe` to read patches by, `card` as written."""
+    """A loaded model folder: `model` in evaluation mode on the CPU, `recipe` to read patches by,
+    `card` as written."""
 
     model: torch.nn.Module
     recipe: Recipe
@@ -32,7 +34,8 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one file: its `path`, the `label` ("negative" or "tumour") and the tumour `probability`."""
+    """What the model says of one file: its `path`, the `label` ("negative" or "tumour") and the
+    tumour `probability`."""
 
     path: str
     label: str
@@ -45,49 +48,62 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     Args:
         learner: see `get_learner`.
         folder: gets model.safetensors, card.json and README.md; made when missing.
-        metrics: numbers to put on the card, such as the validation AUC. data_fingerprint: see `Dataset.fingerprint`.
+        metrics: numbers to put on the card, such as the validation AUC. data_fingerprint: see
+            `Dataset.fingerprint`.
     Returns:
         Path of the folder.
     Raises:
-        ValueError: a model that `load_bundle` would turn down: not the one that the recipe of its databunch names, or with
-        weights that are not finite; nothing is written then. OSError: the folder cannot be written.
+        ValueError: a model that `load_bundle` would turn down: not the one that the recipe of its
+        databunch names, or with weights that are not finite; nothing is written then. OSError: the
+        folder cannot be written.
 
-    CHANGED C8: the walkthrough exports a pickle, which runs whatever code is in it; see `load_export` for that.
+    CHANGED C8: the walkthrough exports a pickle, which runs whatever code is in it; see
+        `load_export` for that.
     CHANGED C17: what `load_bundle` would not read back is not written.
 
     Source: In 43.
     """
     recipe = learner.data.train_ds.x.recipe
     if not isinstance(recipe.arch, str):
-        raise ValueError(f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name to save a bundle")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()}
+        raise ValueError(
+            f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name"
+            " to save a bundle"
+        )
+    tensors = {
+        name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()
+    }
     _check_tensors("the learner's model", tensors, build_shapes(recipe).state_dict())
     weights = safetensors.torch.save(tensors)
-    card, content = make_card(recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint)
+    card, content = make_card(
+        recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint
+    )
     folder = writable_folder(folder)
     pending = _pending(folder, card)
-    with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:  # a full disk spoils neither new nor older model
+    # a full disk spoils neither new nor older model
+    with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:
         files = {WEIGHTS: weights, CARD: content, NOTES: card_notes(card).encode()}
         for name, written in files.items():
             with whole_write(Path(scratch, name)) as file:
                 file.write(written)
         os.replace(Path(scratch, WEIGHTS), pending)
-        os.replace(Path(scratch, CARD), folder / CARD)  # up to here the folder holds the older model, from here on the new one
+        # up to here the folder holds the older model, from here on the new one
+        os.replace(Path(scratch, CARD), folder / CARD)
         os.replace(pending, folder / WEIGHTS)
         os.replace(Path(scratch, NOTES), folder / NOTES)
     return folder
 
 
 def load_bundle(folder):
-    """Load what `save_bundle` wrote; nothing in it is run, and every field, shape and hash is checked.
+    """Load what `save_bundle` wrote; nothing in it is run, and every field, shape and hash is
+    checked.
 
     Args:
         folder: holds card.json and model.safetensors.
     Returns:
         Bundle.
     Raises:
-        FileNotFoundError: a file is missing. ValueError: unknown format, a field that breaks its rule, or other weights than
-        the card names.
+        FileNotFoundError: a file is missing. ValueError: unknown format, a field that breaks its
+        rule, or other weights than the card names.
 
     Source: In 44.
     """
@@ -99,7 +115,9 @@ def load_bundle(folder):
     except ValueError as error:
         raise ValueError(f"{folder / CARD}: {str(error)[:300]}") from error
     weights = pending if pending.is_file() else _existing(folder / WEIGHTS)
-    model.load_state_dict(_read_weights(weights, card["weights_sha256"], model.state_dict()), assign=True)
+    model.load_state_dict(
+        _read_weights(weights, card["weights_sha256"], model.state_dict()), assign=True
+    )
     return Bundle(model.eval(), recipe, card)
 
 
@@ -112,26 +130,36 @@ def predict_image(bundle, path):
     Returns:
         Prediction.
     Raises:
-        FileNotFoundError, ValueError: no such file, no such patch, or a model whose answer is no number.
+        FileNotFoundError, ValueError: no such file, no such patch, or a model whose answer is no
+            number.
 
-    CHANGED C9: the walkthrough crops 68 px and divides by 256 here; this is the crop and scale that the model was trained on.
+    CHANGED C9: the walkthrough crops 68 px and divides by 256 here; this is the crop and scale that
+        the model was trained on.
 
     Source: In 45.
     """
     recipe = bundle.recipe.plain()
-    crop = augment(read_patch(path, recipe), recipe, random.Random(0))  # leaves the generators of the caller alone
-    batch = (torch.from_numpy(crop) - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)  # (H, W, 3)
+    # leaves the generators of the caller alone
+    crop = augment(read_patch(path, recipe), recipe, random.Random(0))
+    # (H, W, 3)
+    batch = (torch.from_numpy(crop) - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
     batch = batch.to(next(bundle.model.parameters()).dtype)
     try:
         with torch.inference_mode():
             logits = bundle.model(batch.permute(2, 0, 1)[None].contiguous())
-    except RuntimeError as error:  # a card may ask for a crop that its network's pooling leaves nothing of
+    except RuntimeError as error:
+        # a card may ask for a crop that its network's pooling leaves nothing of
         reason = " ".join(str(error).split())[:120].replace(". ", ", ")
-        raise ValueError(f"{path}: the model cannot take crops of {recipe.crop_size} px ({reason}); restore its card, or train with a "
-                         "larger crop_size") from error
+        raise ValueError(
+            f"{path}: the model cannot take crops of {recipe.crop_size} px ({reason}); restore its"
+            " card, or train with a larger crop_size"
+        ) from error
     probability = float(torch.softmax(logits.double(), 1)[0, 1])
     if not math.isfinite(probability):
-        raise ValueError(f"{path}: the model's answer is not a number; its weights or the card's std are unusable, save it again")
+        raise ValueError(
+            f"{path}: the model's answer is not a number; its weights or the card's std are"
+            " unusable, save it again"
+        )
     return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
 
 
@@ -151,48 +179,73 @@ def load_export(path, trust=False):
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; name the file that Learner.export wrote")
     if trust is not True:
-        raise ValueError(f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only for a file of your "
-                         "own, and hand models on with save_bundle")
+        raise ValueError(
+            f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only"
+            " for a file of your own, and hand models on with save_bundle"
+        )
     return load_trusted_export(path)
 
 
 def _existing(path):
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; a model folder holds {CARD} and {WEIGHTS}, copy both")
+        raise FileNotFoundError(
+            f"{path} is missing; a model folder holds {CARD} and {WEIGHTS}, copy both"
+        )
     return path
 
 
 def _pending(folder, card):
-    """Name the weights between a new card's arrival and their own: a process killed in between leaves a model that loads."""
+    """Name the weights between a new card's arrival and their own: a process killed in between
+    leaves a model that loads."""
     return folder / f".{card['weights_sha256']}.safetensors"
 
 
 def _read_weights(path, wanted_hash, shapes):
-    """Read tensors that match `shapes` by name, shape and type, from a file with the hash that the card names."""
+    """Read tensors that match `shapes` by name, shape and type, from a file with the hash that the
+    card names."""
     least = sum(tensor.numel() * tensor.element_size() for tensor in shapes.values())
     if not least <= path.stat().st_size <= least + MOST_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes where the card's model needs {least}; copy it again, in full")
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes where the card's model needs {least}; copy it"
+            " again, in full"
+        )
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != wanted_hash:
-        raise ValueError(f"{path} is not the file that the card names (its SHA-256 differs); copy both again from where they "
-                         "were saved")
+        raise ValueError(
+            f"{path} is not the file that the card names (its SHA-256 differs); copy both again"
+            " from where they were saved"
+        )
     try:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no safetensors file ({' '.join(str(error).split())[:100]}); copy it again") from error
+        raise ValueError(
+            f"{path} is no safetensors file ({' '.join(str(error).split())[:100]}); copy it again"
+        ) from error
     _check_tensors(path, tensors, shapes)
     return tensors
 
 
 def _check_tensors(where, tensors, shapes):
-    """Require the tensors to be those of `shapes` by name, shape and type, and all their values to be finite."""
-    remedy = "so this is not the model that the recipe names; build data and learner by one recipe and save it again"
+    """Require the tensors to be those of `shapes` by name, shape and type, and all their values to
+    be finite."""
+    remedy = (
+        "so this is not the model that the recipe names; build data and learner by one recipe and"
+        " save it again"
+    )
     for name in sorted(set(tensors) ^ set(shapes)):
-        raise ValueError(f"{where}: tensor {name[:80]!r} is {'missing' if name in shapes else 'unknown'}, {remedy}")
+        raise ValueError(
+            f"{where}: tensor {name[:80]!r} is {'missing' if name in shapes else 'unknown'},"
+            f" {remedy}"
+        )
     for name, tensor in tensors.items():
         wanted = shapes[name]
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            raise ValueError(f"{where}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} instead of {wanted.dtype} "
-                             f"{tuple(wanted.shape)}, {remedy}")
+            raise ValueError(
+                f"{where}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} instead of"
+                f" {wanted.dtype} {tuple(wanted.shape)}, {remedy}"
+            )
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{where}: tensor {name!r} holds infinity or NaN; train again with a lower learning rate")
+            raise ValueError(
+                f"{where}: tensor {name!r} holds infinity or NaN; train again with a lower learning"
+                " rate"
+            )

@@ -1,4 +1,6 @@
-"""Checkpoints: what a run has finished, so that after an interruption it goes on as if there had been none."""
+"""Checkpoints: what a run has finished, so that after an interruption it goes on as if there had
+been none."""
+
 import csv
 import hashlib
 import io
@@ -18,22 +20,33 @@ FORMAT = "hcd-checkpoint-1"
 
 
 class Checkpoints:
-    """The checkpoints of one run: a file for each step that it has finished or is in, with the state of every generator.
+    """The checkpoints of one run: a file for each step that it has finished or is in, with the
+    state of every generator.
 
     Args:
         folder: where the files lie; made when missing.
         recipe, dataset: what a resumed run must have in common with the interrupted one.
-        resume: go on from the files that an earlier process left. False starts afresh and never reads a file.
+        resume: go on from the files that an earlier process left. False starts afresh and never
+            reads a file.
     Raises:
-        ValueError: the files are of another recipe or another data set; says what differs. OSError: folder cannot be written.
+        ValueError: the files are of another recipe or another data set; says what differs. OSError:
+            folder cannot be written.
     """
 
     def __init__(self, folder, recipe, dataset, resume=False):
         self.folder, self.resume, self.written = writable_folder(folder), resume, set()
         # as JSON has it, so that what was saved compares equal to what is now
-        self.identity = json.loads(json.dumps({**asdict(recipe), "labelled patches": len(dataset.labels),
-                                               "test patches": len(dataset.test_ids), "data fingerprint": dataset.fingerprint},
-                                              default=lambda value: getattr(value, "__qualname__", repr(value))))
+        self.identity = json.loads(
+            json.dumps(
+                {
+                    **asdict(recipe),
+                    "labelled patches": len(dataset.labels),
+                    "test patches": len(dataset.test_ids),
+                    "data fingerprint": dataset.fingerprint,
+                },
+                default=lambda value: getattr(value, "__qualname__", repr(value)),
+            )
+        )
         if self.load("start") is None:
             self.save("start")
 
@@ -41,17 +54,27 @@ class Checkpoints:
         """Write the checkpoint of a step, whole, with the generators as they are now.
 
         Args:
-            name: of the step. call: what the step was called with, a dict. data: the databunch in use. content: what it has done.
+            name: of the step. call: what the step was called with, a dict. data: the databunch in
+                use. content: what it has done.
         """
         kept = io.BytesIO()
-        torch.save({"format": FORMAT, "identity": self.identity, "call": call or {}, "generators": _generator_states(data), **content},
-                   kept)
+        torch.save(
+            {
+                "format": FORMAT,
+                "identity": self.identity,
+                "call": call or {},
+                "generators": _generator_states(data),
+                **content,
+            },
+            kept,
+        )
         with whole_write(self.path(name)) as file:
             file.write(kept.getbuffer())
         self.written.add(name)
 
     def load(self, name, call=None, data=None):
-        """Return what an earlier process saved of a step, and set every generator as it was then; None where there is nothing.
+        """Return what an earlier process saved of a step, and set every generator as it was then;
+        None where there is nothing.
 
         Raises:
             ValueError: a damaged file, or one of another recipe, data set or call.
@@ -61,14 +84,19 @@ class Checkpoints:
             return None
         content = load_tensors(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{path} is no checkpoint of this hcd; start a new run in another folder")
+            raise ValueError(
+                f"{path} is no checkpoint of this hcd; start a new run in another folder"
+            )
         with self.reading(name):
             found = {**content["identity"], **content["call"]}
         for field, value in {**self.identity, **call}.items():
             if field not in found or found[field] != value:
                 was, now = (shorten(repr(given), 80) for given in (found.get(field), value))
-                raise ValueError(f"{path} belongs to a run with {field}={was} and this one has {now}; use the same recipe, data and call "
-                                 "to resume it, or start a new run in another folder")
+                raise ValueError(
+                    f"{path} belongs to a run with {field}={was} and this one has {now}; use the"
+                    " same recipe, data and call to resume it, or start a new run in another"
+                    " folder"
+                )
         with self.reading(name):
             _set_generators(content["generators"], data)
         return content
@@ -79,29 +107,48 @@ class Checkpoints:
 
     @contextmanager
     def reading(self, name):
-        """Take every error for a sign that the checkpoint of a step does not hold what it should."""
+        """Take every error for a sign that the checkpoint of a step does not hold what it
+        should."""
         try:
             yield
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
             reason = shorten(" ".join(str(error).split()), 160)
-            raise ValueError(f"{self.path(name)} does not hold what this step saves ({type(error).__name__}: {reason}); start a new run "
-                             "in another folder") from error
+            raise ValueError(
+                f"{self.path(name)} does not hold what this step saves ({type(error).__name__}:"
+                f" {reason}); start a new run in another folder"
+            ) from error
 
     def callback(self, learner, name):
-        """Return a fastai callback for one `fit`: it saves at the end of each epoch, and resumes after the last one saved."""
+        """Return a fastai callback for one `fit`: it saves at the end of each epoch, and resumes
+        after the last one saved."""
         return FitCheckpoint(learner, self, name)
 
 
 class FitCheckpoint(fastai.basic_train.LearnerCallback):
-    """Save a fit at every epoch's end, with its history as history_<name>.csv; go on where an interrupted one was saved."""
+    """Save a fit at every epoch's end, with its history as history_<name>.csv; go on where an
+    interrupted one was saved."""
 
     _order = 100  # after the recorder and the schedule
 
     def __init__(self, learn, checkpoints, name):
         super().__init__(learn)
         # 0.98 is what fastai's own smoothed loss has
-        self.checkpoints, self.name, self.smoothed = checkpoints, name, fastai.callback.SmoothenValue(0.98)
-        self.call = {"split": split_digest(learn.data), "batches an epoch": len(learn.data.train_dl)}
+        self.checkpoints, self.name, self.smoothed = (
+            checkpoints,
+            name,
+            fastai.callback.SmoothenValue(0.98),
+        )
+        self.call = {
+            "split": split_digest(learn.data),
+            "batches an epoch": len(learn.data.train_dl),
+        }
 
     def on_train_begin(self, n_epochs, pbar, **kwargs):
         """Find out where to begin; fastai then has every callback jump to that epoch."""
@@ -111,7 +158,10 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             return None
         done = self.kept.get("epoch")
         if type(done) is not int or not 0 < done <= n_epochs:
-            raise ValueError(f"{self.checkpoints.path(self.name)} is of epoch {done!r} of {n_epochs}; start a new run in another folder")
+            raise ValueError(
+                f"{self.checkpoints.path(self.name)} is of epoch {done!r} of {n_epochs}; start a"
+                " new run in another folder"
+            )
         pbar.main_bar.gen = range(done, n_epochs)
         pbar.main_bar.total += done  # fastai takes it off, for loops that it shortens itself
         print(f"{self.name}: going on after epoch {done} of {n_epochs}")
@@ -125,11 +175,15 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             learn.opt.load_state_dict(self.kept["opt"])
             for scaler, state in zip(self._scalers(), self.kept["scalers"]):
                 scaler.load_state_dict(state)
-            recorder.losses, recorder.val_losses = list(kept["losses"].unbind()), [np.float32(loss) for loss in kept["val_losses"]]
+            recorder.losses, recorder.val_losses = (
+                list(kept["losses"].unbind()),
+                [np.float32(loss) for loss in kept["val_losses"]],
+            )
             for name in ("lrs", "moms", "metrics", "nb_batches"):
                 setattr(recorder, name, kept[name])
             self.smoothed.n, self.smoothed.mov_avg = self.kept["smoothed"]
-        self.resumed, self.kept = True, None  # a second model and optimiser state would stay in memory for the rest of the fit
+        # a second model and optimiser state would stay in memory for the rest of the fit
+        self.resumed, self.kept = True, None
 
     def on_backward_begin(self, last_loss, **kwargs):
         """Follow the smoothed loss; after a resume fastai's own has forgotten the epochs before."""
@@ -140,11 +194,18 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
         return None
 
     def on_epoch_end(self, epoch, **kwargs):
-        """Save everything, and before it the history as a table: a kill between the two has the epoch done again, row and all."""
+        """Save everything, and before it the history as a table: a kill between the two has the
+        epoch done again, row and all."""
         learn, recorder = self.learn, self.learn.recorder
         losses = [float(loss) for loss in recorder.val_losses]
-        history = {"losses": torch.stack(recorder.losses), "val_losses": losses, "lrs": recorder.lrs, "moms": recorder.moms,
-                   "metrics": recorder.metrics, "nb_batches": recorder.nb_batches}
+        history = {
+            "losses": torch.stack(recorder.losses),
+            "val_losses": losses,
+            "lrs": recorder.lrs,
+            "moms": recorder.moms,
+            "metrics": recorder.metrics,
+            "nb_batches": recorder.nb_batches,
+        }
         ends = np.cumsum(recorder.nb_batches) - 1
         with whole_write(Path(learn.path) / f"history_{self.name}.csv", "w", newline="") as file:
             writer = csv.writer(file)
@@ -152,17 +213,26 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             for row, end in enumerate(ends):
                 numbers = [recorder.losses[end], losses[row], *recorder.metrics[row]]
                 writer.writerow([row, *(f"{float(number):.6f}" for number in numbers)])
-        self.checkpoints.save(self.name, self.call, learn.data, epoch=epoch + 1, model=learn.model.state_dict(),
-                              opt=learn.opt.state_dict(), recorder=history, smoothed=(self.smoothed.n, self.smoothed.mov_avg),
-                              scalers=[scaler.state_dict() for scaler in self._scalers()],
-                              best={"epoch": int(np.argmin(losses)), "valid_loss": min(losses)})
+        self.checkpoints.save(
+            self.name,
+            self.call,
+            learn.data,
+            epoch=epoch + 1,
+            model=learn.model.state_dict(),
+            opt=learn.opt.state_dict(),
+            recorder=history,
+            smoothed=(self.smoothed.n, self.smoothed.mov_avg),
+            scalers=[scaler.state_dict() for scaler in self._scalers()],
+            best={"epoch": int(np.argmin(losses)), "valid_loss": min(losses)},
+        )
 
     def _scalers(self):
         return [callback.scaler for callback in self.learn.callbacks if hasattr(callback, "scaler")]
 
 
 def split_digest(data):
-    """Return a SHA-256 of which patches a databunch trains on and which it validates on, in their order."""
+    """Return a SHA-256 of which patches a databunch trains on and which it validates on, in their
+    order."""
     ids = "\n".join(map(str, [*data.train_ds.items, "", *data.valid_ds.items]))
     return hashlib.sha256(ids.encode()).hexdigest()
 
@@ -177,9 +247,13 @@ def weights_digest(model):
 
 def _generator_states(data):
     numpy_state = np.random.get_state()
-    return {"python": random.getstate(), "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
-            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "passes": data.passes.count if getattr(data, "passes", None) else 0}
+    return {
+        "python": random.getstate(),
+        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "passes": data.passes.count if getattr(data, "passes", None) else 0,
+    }
 
 
 def _set_generators(states, data):

@@ -1,4 +1,5 @@
 """Execute the companion notebook and lay out what it leaves."""
+
 import base64
 import logging
 import os
@@ -15,8 +16,16 @@ from tqdm import tqdm
 
 from ..disk.whole import whole_write
 
-INPUT_ERRORS = ("ValueError", "TypeError", "OSError", "FileNotFoundError", "FileExistsError", "NotADirectoryError",
-                "IsADirectoryError", "PermissionError")
+INPUT_ERRORS = (
+    "ValueError",
+    "TypeError",
+    "OSError",
+    "FileNotFoundError",
+    "FileExistsError",
+    "NotADirectoryError",
+    "IsADirectoryError",
+    "PermissionError",
+)
 
 
 class _WholeFiles(papermill.iorw.LocalHandler):
@@ -29,7 +38,8 @@ class _WholeFiles(papermill.iorw.LocalHandler):
 
 
 class InputError(Exception):
-    """Settings or data that the first cells of the notebook turned down; its text is the one sentence to print."""
+    """Settings or data that the first cells of the notebook turned down; its text is the one
+    sentence to print."""
 
 
 def find_notebook():
@@ -38,33 +48,47 @@ def find_notebook():
     for folder in (package.parent / "notebooks", package / "notebooks"):
         if (folder / "walkthrough.ipynb").is_file():
             return folder / "walkthrough.ipynb"
-    raise FileNotFoundError("walkthrough.ipynb was not installed with hcd; install hcd again from its checkout")
+    raise FileNotFoundError(
+        "walkthrough.ipynb was not installed with hcd; install hcd again from its checkout"
+    )
 
 
 def run_notebook(output, parameters):
     """Execute the notebook with parameters and keep everything it shows.
 
     Args:
-        output: folder that gets walkthrough.ipynb, walkthrough.html, figures/*.png and what the notebook writes itself.
+        output: folder that gets walkthrough.ipynb, walkthrough.html, figures/*.png and what the
+            notebook writes itself.
         parameters: values for the notebook's first cell.
     Raises:
         InputError: In 0 or In 1 turned the settings or the data down.
-        papermill.PapermillExecutionError: a later cell failed; the executed notebook holds its traceback.
+        papermill.PapermillExecutionError: a later cell failed; the executed notebook holds its
+        traceback.
         OSError: the output cannot be written.
     """
     executed = Path(output) / "walkthrough.ipynb"
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this very environment, not a user-wide one
+    # the kernel of this very environment, not a user-wide one
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
-    for name in ("asyncio", "papermill", "tornado", "traitlets"):  # what fails comes as an exception; Ctrl-C stays quiet
+    # what fails comes as an exception; Ctrl-C stays quiet
+    for name in ("asyncio", "papermill", "tornado", "traitlets"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     papermill.iorw.papermill_io.register(str(executed), _WholeFiles())
     # papermill would fill in what stands in braces in a path
-    paths = [re.sub("[{}]", lambda brace: 2 * brace[0], str(path)) for path in (find_notebook(), executed)]
+    paths = [
+        re.sub("[{}]", lambda brace: 2 * brace[0], str(path))
+        for path in (find_notebook(), executed)
+    ]
     with _epochs_printed(output):
         try:
-            papermill.execute_notebook(*paths, {**parameters, "output_folder": str(output)}, kernel_name="python3",
-                                       cwd=str(Path.cwd()), progress_bar={"desc": "walkthrough"},
-                                       extra_arguments=["--log-level=CRITICAL"])
+            papermill.execute_notebook(
+                *paths,
+                {**parameters, "output_folder": str(output)},
+                kernel_name="python3",
+                cwd=str(Path.cwd()),
+                progress_bar={"desc": "walkthrough"},
+                extra_arguments=["--log-level=CRITICAL"],
+            )
         except BaseException as error:
             with suppress(Exception):  # what failed first is what counts
                 if executed.is_file():
@@ -77,12 +101,17 @@ def run_notebook(output, parameters):
 
 
 def _save_pictures(executed):
-    """Write each figure as PNG, named by its cell, and the whole notebook, tidied, once more and as HTML."""
+    """Write each figure as PNG, named by its cell, and the whole notebook, tidied, once more and as
+    HTML."""
     notebook = nbformat.read(executed, 4)
     (executed.parent / "figures").mkdir(exist_ok=True)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         number = re.match(r"# In \[(\d+)\]", cell.source)
-        images = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+        images = [
+            output.data["image/png"]
+            for output in cell.outputs
+            if "image/png" in output.get("data", {})
+        ]
         for count, image in enumerate(images):
             name = f"in{int(number[1]):02}{f'-{count + 1}' if count else ''}.png"
             with whole_write(executed.parent / "figures" / name) as file:
@@ -128,6 +157,6 @@ class _epochs_printed(threading.Thread):
         while not self.done.wait(2):
             for file in sorted(self.output.glob("history_*.csv")):
                 rows = file.read_text().splitlines()
-                for row in rows[self.seen.get(file, 0):]:
+                for row in rows[self.seen.get(file, 0) :]:
                     tqdm.write(f"{time.strftime('%H:%M:%S')} {file.stem[8:]}: {row}")
                 self.seen[file] = len(rows)

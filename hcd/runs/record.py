@@ -1,4 +1,6 @@
-"""The record of a run, run.json in its folder: all that it takes to do it again, to go on with it, or to doubt it."""
+"""The record of a run, run.json in its folder: all that it takes to do it again, to go on with it,
+or to doubt it."""
+
 import json
 import os
 import platform
@@ -17,9 +19,16 @@ from ..engine.compat import library_versions
 from ..recipe import Recipe
 
 NAME, FORMAT, MOST_BYTES = "run.json", "hcd-run-1", 1 << 24
-PARAMETERS = {"data_folder": (str,), "recipe_changes": (dict,), "num_workers": (int, type(None)), "device": (str, type(None)),
-              "remove_outliers": (bool,), "back_to_stage1": (bool,)}  # of the notebook's first cell
-# a warning's first line and what follows of its text, but neither the line of code below it nor a progress bar
+PARAMETERS = {
+    "data_folder": (str,),
+    "recipe_changes": (dict,),
+    "num_workers": (int, type(None)),
+    "device": (str, type(None)),
+    "remove_outliers": (bool,),
+    "back_to_stage1": (bool,),
+}  # of the notebook's first cell
+# a warning's first line and what follows of its text, but neither the line of code below it nor a
+# progress bar
 WARNING = re.compile(r"^.*\b\w*Warning:.*(?:\n(?!  |\s*$|.*%\||.*\b\w*Warning:).+)*", re.MULTILINE)
 
 
@@ -27,14 +36,24 @@ def start_record(output, recipe, parameters, data_fingerprint=None):
     """Write the record of a run that is about to start.
 
     Args:
-        output: the run's folder. recipe: its whole recipe. parameters: of the notebook's first cell, see PARAMETERS.
+        output: the run's folder. recipe: its whole recipe. parameters: of the notebook's first
+            cell, see PARAMETERS.
         data_fingerprint: see `Dataset.fingerprint`; None where the run draws its data itself.
     Returns:
         the record, a dict.
     """
-    record = {"format": FORMAT, "recipe": asdict(recipe), "parameters": parameters, "versions": library_versions(),
-              "git_commit": _git_commit(), "machine": _machine(), "started": [_now()], "finished": None,
-              "data_fingerprint": data_fingerprint, "warnings": []}
+    record = {
+        "format": FORMAT,
+        "recipe": asdict(recipe),
+        "parameters": parameters,
+        "versions": library_versions(),
+        "git_commit": _git_commit(),
+        "machine": _machine(),
+        "started": [_now()],
+        "finished": None,
+        "data_fingerprint": data_fingerprint,
+        "warnings": [],
+    }
     write_json(Path(output) / NAME, record)
     return record
 
@@ -43,16 +62,20 @@ def resume_record(folder, changes):
     """Read the record of an interrupted run, and note that it is resumed.
 
     Args:
-        folder: the run's folder; whoever wrote it, nothing in the record is run. changes: recipe fields that are asked for now.
+        folder: the run's folder; whoever wrote it, nothing in the record is run. changes: recipe
+            fields that are asked for now.
     Returns:
         the record, a dict; its "recipe" and "parameters" are those of the interrupted run.
     Raises:
-        FileNotFoundError: no such run. FileExistsError: it is finished. ValueError: a damaged record, or a recipe that differs; says
-            where.
+        FileNotFoundError: no such run. FileExistsError: it is finished. ValueError: a damaged
+            record, or a recipe that differs; says where.
     """
     path = Path(folder) / NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, so there is no run to resume; name the folder that `hcd run` wrote to")
+        raise FileNotFoundError(
+            f"{path} is missing, so there is no run to resume; name the folder that `hcd run`"
+            " wrote to"
+        )
     record = read_json(path, MOST_BYTES)
     try:
         recipe = _check(record)
@@ -60,15 +83,20 @@ def resume_record(folder, changes):
         reason = shorten(ascii(str(error))[1:-1], 300)  # of a stranger's text
         raise ValueError(f"{path} is no record of this hcd ({reason}); start a new run") from error
     if record["finished"]:
-        raise FileExistsError(f"{folder} holds a run that was finished at {shorten(ascii(record['finished']))}, so there is nothing to "
-                              "resume; read its results or start a new run in another folder")
+        raise FileExistsError(
+            f"{folder} holds a run that was finished at {shorten(ascii(record['finished']))}, so"
+            " there is nothing to resume; read its results or start a new run in another folder"
+        )
     asked = replace(recipe, **changes)
     for field in fields(Recipe):
         was, value = getattr(recipe, field.name), getattr(asked, field.name)
         if value != was:
-            raise ValueError(f"{folder} was run with {field.name}={was!r} and not {value!r}; resume it without that option or start "
-                             "a new run")
-    _add_warnings(record, shown_warnings(Path(folder) / "walkthrough.ipynb"))  # of an attempt that was killed and could note none
+            raise ValueError(
+                f"{folder} was run with {field.name}={was!r} and not {value!r}; resume it without"
+                " that option or start a new run"
+            )
+    # of an attempt that was killed and could note none
+    _add_warnings(record, shown_warnings(Path(folder) / "walkthrough.ipynb"))
     record["started"].append(_now())
     write_json(path, record)
     return record
@@ -77,7 +105,8 @@ def resume_record(folder, changes):
 def _check(record):
     """Require a record to be one that `start_record` could have written, and return its recipe.
 
-    papermill writes the parameters into the notebook as lines of Python, their names just as they are.
+    papermill writes the parameters into the notebook as lines of Python, their names just as they
+    are.
     """
     if record["format"] != FORMAT:
         raise ValueError(f"its format is {record['format']!r}")
@@ -87,8 +116,16 @@ def _check(record):
     for name, kinds in PARAMETERS.items():
         if type(parameters[name]) not in kinds:
             raise ValueError(f"its {name} is {parameters[name]!r}")
-    for name, kinds in {"started": (list,), "finished": (str, type(None)), "warnings": (list,)}.items():
-        if type(record[name]) not in kinds or name != "finished" and not all(isinstance(text, str) for text in record[name]):
+    for name, kinds in {
+        "started": (list,),
+        "finished": (str, type(None)),
+        "warnings": (list,),
+    }.items():
+        if (
+            type(record[name]) not in kinds
+            or name != "finished"
+            and not all(isinstance(text, str) for text in record[name])
+        ):
             raise ValueError(f"its {name} is {record[name]!r}")
     changes, workers = parameters["recipe_changes"], parameters["num_workers"]
     if workers is not None and workers < 0:
@@ -100,10 +137,12 @@ def _check(record):
 
 
 def note_end(output, record, noted, metrics=None):
-    """Add to a record what is known when an attempt ends, however it ends: every warning so far, and of a finished run the time.
+    """Add to a record what is known when an attempt ends, however it ends: every warning so far,
+    and of a finished run the time.
 
     Args:
-        output: the run's folder, with the notebook as far as it was executed. noted: warnings of this process, see `noted_warnings`.
+        output: the run's folder, with the notebook as far as it was executed. noted: warnings of
+            this process, see `noted_warnings`.
         metrics: those of a finished run.
     """
     _add_warnings(record, noted + shown_warnings(Path(output) / "walkthrough.ipynb"))
@@ -113,13 +152,18 @@ def note_end(output, record, noted, metrics=None):
 
 
 def shown_warnings(notebook):
-    """Return every warning that an executed notebook shows, source lines left out; none where there is no notebook."""
+    """Return every warning that an executed notebook shows, source lines left out; none where there
+    is no notebook."""
     if not notebook.is_file():
         return []
     try:
         cells = json.loads(notebook.read_text("utf-8"))["cells"]
-        texts = ["".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", ())
-                 if output.get("name") == "stderr"]
+        texts = [
+            "".join(output.get("text", ""))
+            for cell in cells
+            for output in cell.get("outputs", ())
+            if output.get("name") == "stderr"
+        ]
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return [f"{notebook} cannot be read, so what it warned of is lost"]
     return WARNING.findall("\n".join(texts))
@@ -149,18 +193,28 @@ def _now():
 
 def _machine():
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(), "gpus": gpus}
+    return {
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
 
 
 def _git_commit():
-    """Return the commit of the checkout that hcd runs from, None where it was installed without one."""
+    """Return the commit of the checkout that hcd runs from, None where it was installed without
+    one."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     try:
-        commit, changes = (subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True).stdout
-                           for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
+        commit, changes = (
+            subprocess.run(
+                ["git", *words], cwd=checkout, capture_output=True, text=True, check=True
+            ).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
     except (OSError, subprocess.CalledProcessError):  # no git here, or not the user's own checkout
         return None
     return commit.strip() + (" with local changes" if changes else "")

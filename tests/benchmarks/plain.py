@@ -1,7 +1,10 @@
-"""The walkthrough's steps in plain OpenCV, numpy and fastai 1.0.61 calls: the yardstick. Imports nothing of hcd.
+"""The walkthrough's steps in plain OpenCV, numpy and fastai 1.0.61 calls: the yardstick. Imports
+nothing of hcd.
 
-Everything is as slow and as simple as there: float64 pixels, one patch after the other, float32 networks.
+Everything is as slow and as simple as there: float64 pixels, one patch after the other, float32
+networks.
 """
+
 import hashlib
 import os
 import random
@@ -27,7 +30,8 @@ def read_rgb(path):
 
 
 def read_crop(path, augment=True):
-    """Read a patch and draw a crop of it, (90, 90, 3) float64 RGB in [0, 1]; not augmented, the whole patch. Source: In 4."""
+    """Read a patch and draw a crop of it, (90, 90, 3) float64 RGB in [0, 1]; not augmented, the
+    whole patch. Source: In 4."""
     patch = read_rgb(path)
     if not augment:
         return patch / 255
@@ -36,7 +40,7 @@ def read_crop(path, augment=True):
     turned = cv2.warpAffine(patch, cv2.getRotationMatrix2D((48, 48), degrees, 1), (96, 96))
     top = 3 + random.randint(-2, 2)
     left = 3 + random.randint(-2, 2)
-    crop = turned[top:top + 90, left:left + 90] / 255
+    crop = turned[top : top + 90, left : left + 90] / 255
     mirror, upend = random.getrandbits(1), random.getrandbits(1)
     if mirror:
         crop = crop[:, ::-1]
@@ -48,13 +52,23 @@ def read_crop(path, augment=True):
 
 
 def wrong_names(root):
-    """Return the files of a folder whose names are not the SHA-1 of their pixels, one file after the other."""
-    files = [os.path.join(root, part, name) for part in ("train", "test") for name in os.listdir(os.path.join(root, part))]
-    return [file for file in files if hashlib.sha1(read_rgb(file)).hexdigest() + ".tif" != os.path.basename(file)]
+    """Return the files of a folder whose names are not the SHA-1 of their pixels, one file after
+    the other."""
+    files = [
+        os.path.join(root, part, name)
+        for part in ("train", "test")
+        for name in os.listdir(os.path.join(root, part))
+    ]
+    return [
+        file
+        for file in files
+        if hashlib.sha1(read_rgb(file)).hexdigest() + ".tif" != os.path.basename(file)
+    ]
 
 
 def channel_statistics(paths):
-    """Return mean (3,), std (3,), the too dark and the too bright paths, one patch after the other. Source: In 7."""
+    """Return mean (3,), std (3,), the too dark and the too bright paths, one patch after the other.
+    Source: In 7."""
     sums, squares, counted, dark, bright = np.zeros(3), np.zeros(3), 0, [], []
     for path in paths:
         pixels = read_crop(path, augment=False).reshape(-1, 3)
@@ -64,10 +78,10 @@ def channel_statistics(paths):
             bright.append(path)
         else:
             sums += pixels.mean(axis=0)
-            squares += (pixels ** 2).mean(axis=0)
+            squares += (pixels**2).mean(axis=0)
             counted += 1
     mean = sums / counted
-    return mean, np.sqrt(squares / counted - mean ** 2), dark, bright
+    return mean, np.sqrt(squares / counted - mean**2), dark, bright
 
 
 class PatchList(ImageList):
@@ -80,17 +94,20 @@ class PatchList(ImageList):
 def make_data(train, labels, valid_idx, test, batch_size, device=None):
     """Build a databunch of files. Source: In 12, In 14."""
     cuda = torch.cuda.is_available()
-    return (PatchList.from_df(pd.DataFrame({"file": train, "label": labels}), path="/", cols="file")
-            .split_by_idx(valid_idx)
-            .label_from_df(cols="label")
-            .add_test(PatchList.from_df(pd.DataFrame({"file": test}), path="/", cols="file"))
-            .transform([[], []], size=90)
-            .databunch(bs=batch_size, device=device, pin_memory=cuda)
-            .normalize([torch.tensor(MEAN), torch.tensor(STD)]))
+    return (
+        PatchList.from_df(pd.DataFrame({"file": train, "label": labels}), path="/", cols="file")
+        .split_by_idx(valid_idx)
+        .label_from_df(cols="label")
+        .add_test(PatchList.from_df(pd.DataFrame({"file": test}), path="/", cols="file"))
+        .transform([[], []], size=90)
+        .databunch(bs=batch_size, device=device, pin_memory=cuda)
+        .normalize([torch.tensor(MEAN), torch.tensor(STD)])
+    )
 
 
 def open_folder(root, batch_size=128):
-    """Build the databunch of a whole folder in the competition's layout. Source: In 1, In 10, In 12."""
+    """Build the databunch of a whole folder in the competition's layout. Source: In 1, In 10, In
+    12."""
     table = pd.read_csv(os.path.join(root, "train_labels.csv"))
     files = [os.path.join(root, "train", patch_id + ".tif") for patch_id in table["id"]]
     rows = range(len(files))
@@ -101,9 +118,19 @@ def open_folder(root, batch_size=128):
 
 def make_learner(data, arch, folder):
     """Build a learner without pretrained weights, ready to be frozen. Source: In 16."""
-    meta = cnn_config(arch)  # fastai finds it by the builder, and today's builders no longer take `pretrained` by position
-    return cnn_learner(data, lambda pretrained: arch(), cut=meta["cut"], split_on=meta["split"], pretrained=False, path=folder,
-                       metrics=accuracy, ps=0.5, callback_fns=ShowGraph)
+    # fastai finds it by the builder, and today's builders no longer take `pretrained` by position
+    meta = cnn_config(arch)
+    return cnn_learner(
+        data,
+        lambda pretrained: arch(),
+        cut=meta["cut"],
+        split_on=meta["split"],
+        pretrained=False,
+        path=folder,
+        metrics=accuracy,
+        ps=0.5,
+        callback_fns=ShowGraph,
+    )
 
 
 def averaged_passes(learner, passes=12):

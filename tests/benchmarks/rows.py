@@ -1,4 +1,5 @@
 """The rows of the table: what each step is in plain calls and in hcd, and that both do the same."""
+
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ TRAIN, TEST = 600, 128  # patches of the small data set that everything but star
 
 @dataclass
 class Row:
-    """One line of the table: `plain` and `ours` do the same to `patches` patches; `rate` shows patches/s, else us a patch."""
+    """One line of the table: `plain` and `ours` do the same to `patches` patches; `rate` shows
+    patches/s, else us a patch."""
 
     step: str
     reach: str
@@ -33,7 +35,11 @@ class Row:
 
     def show(self, seconds):
         """Return a time of one call as it stands in the table."""
-        return f"{self.patches / seconds:,.0f} patches/s" if self.rate else f"{seconds / self.patches * 1e6:.0f} us"
+        return (
+            f"{self.patches / seconds:,.0f} patches/s"
+            if self.rate
+            else f"{seconds / self.patches * 1e6:.0f} us"
+        )
 
 
 class Bench:
@@ -61,32 +67,63 @@ class Bench:
     def packed(self):
         """Read from a pack of the same files."""
         pack_dataset(self.root, into=self.folder / "packed", progress=False)
-        return self._reads("the same from a packed data set", "2.8", hcd.open_dataset(self.folder / "packed").train_paths)
+        return self._reads(
+            "the same from a packed data set",
+            "2.8",
+            hcd.open_dataset(self.folder / "packed").train_paths,
+        )
 
     def _reads(self, step, reach, paths):
         for number, (file, path) in enumerate(zip(self.files, paths)):
-            require_equal(drawn(number, plain.read_crop, file), drawn(number, hcd.read_cropped_image, path), path)
-        return Row(step, reach, lambda: each(plain.read_crop, self.files), lambda: each(hcd.read_cropped_image, paths),
-                   len(paths), rate=False)
+            require_equal(
+                drawn(number, plain.read_crop, file),
+                drawn(number, hcd.read_cropped_image, path),
+                path,
+            )
+        return Row(
+            step,
+            reach,
+            lambda: each(plain.read_crop, self.files),
+            lambda: each(hcd.read_cropped_image, paths),
+            len(paths),
+            rate=False,
+        )
 
     def item(self):
         """Read through fastai."""
         theirs, ours = (data.train_ds for data in self.data)
         count = range(min(len(theirs), len(self.files)))
         for i in count:
-            require_equal(*(drawn(i, items.__getitem__, i)[0].data.numpy() for items in (theirs, ours)), f"item {i}")
-        return Row("one item, `data.train_ds[i]`, one core", "1.8", lambda: each(theirs.__getitem__, count),
-                   lambda: each(ours.__getitem__, count), len(count), rate=False)
+            require_equal(
+                *(drawn(i, items.__getitem__, i)[0].data.numpy() for items in (theirs, ours)),
+                f"item {i}",
+            )
+        return Row(
+            "one item, `data.train_ds[i]`, one core",
+            "1.8",
+            lambda: each(theirs.__getitem__, count),
+            lambda: each(ours.__getitem__, count),
+            len(count),
+            rate=False,
+        )
 
     def statistics(self):
-        """Pass over all files, eight times: once takes 15 ms, a good part of them to start the threads."""
+        """Pass over all files, eight times: once takes 15 ms, a good part of them to start the
+        threads."""
         files = self.files * 8
         mean, std, *outliers = plain.channel_statistics(files)
         found = hcd.channel_statistics(files, progress=False)
         np.testing.assert_allclose([found.mean, found.std], [mean, std], rtol=0, atol=1e-12)
-        assert [found.too_dark, found.too_bright] == [[Path(file).stem for file in paths] for paths in outliers]
-        return Row("channel statistics and outliers", "10", lambda: plain.channel_statistics(files),
-                   lambda: hcd.channel_statistics(files, progress=False), len(files))
+        assert [found.too_dark, found.too_bright] == [
+            [Path(file).stem for file in paths] for paths in outliers
+        ]
+        return Row(
+            "channel statistics and outliers",
+            "10",
+            lambda: plain.channel_statistics(files),
+            lambda: hcd.channel_statistics(files, progress=False),
+            len(files),
+        )
 
     def stage1(self):
         """Train head and batch norms."""
@@ -102,33 +139,60 @@ class Bench:
             learner.fit_one_cycle(1, **rates)
 
         theirs, ours = self.learners
-        return Row(f"training, {self._net}, {stage}, `fast=True`", "2", lambda: epoch(theirs), lambda: epoch(ours), self._trained)
+        return Row(
+            f"training, {self._net}, {stage}, `fast=True`",
+            "2",
+            lambda: epoch(theirs),
+            lambda: epoch(ours),
+            self._trained,
+        )
 
     def passes(self):
         """Predict the test set again and again."""
         theirs, ours = self.learners
         passes = 2 if self.options.tiny else 12
-        return Row(f"{passes} averaged passes, {self._net}, `fast=True`, each pass", "2.2",
-                   lambda: plain.averaged_passes(theirs, passes), lambda: hcd.predict_tta(ours, passes, progress=False),
-                   passes * len(ours.data.test_ds))
+        return Row(
+            f"{passes} averaged passes, {self._net}, `fast=True`, each pass",
+            "2.2",
+            lambda: plain.averaged_passes(theirs, passes),
+            lambda: hcd.predict_tta(ours, passes, progress=False),
+            passes * len(ours.data.test_ds),
+        )
 
     @cached_property
     def data(self):
-        """Databunches of a short epoch, plain and ours: patches drawn with repetition, 9 to train on for 1 to validate on."""
+        """Databunches of a short epoch, plain and ours: patches drawn with repetition, 9 to train
+        on for 1 to validate on."""
         rows = self._trained + -(-self._trained // 9)
         table = self.dataset.labels.sample(rows, replace=True, random_state=0, ignore_index=True)
-        tests = pd.Series(self.dataset.test_ids).sample(self._trained // 2, replace=True, random_state=0).tolist()
+        tests = (
+            pd.Series(self.dataset.test_ids)
+            .sample(self._trained // 2, replace=True, random_state=0)
+            .tolist()
+        )
         valid_idx, device = np.arange(self._trained, rows), self.options.device
-        theirs = plain.make_data(self._paths("train", table["id"]), table["label"], valid_idx, self._paths("test", tests),
-                                 self.recipe.batch_size, device)
+        theirs = plain.make_data(
+            self._paths("train", table["id"]),
+            table["label"],
+            valid_idx,
+            self._paths("test", tests),
+            self.recipe.batch_size,
+            device,
+        )
         dataset = replace(self.dataset, labels=table, test_ids=tuple(tests))
-        return theirs, hcd.make_databunch(dataset, replace(self.recipe, fast=True), valid_idx, device=device)
+        return theirs, hcd.make_databunch(
+            dataset, replace(self.recipe, fast=True), valid_idx, device=device
+        )
 
     @cached_property
     def learners(self):
         """Learners on `data`, plain and ours."""
-        theirs = plain.make_learner(self.data[0], getattr(torchvision.models, self.options.arch), self.folder)
-        return theirs, hcd.get_learner(self.data[1], replace(self.recipe, fast=True), path=self.folder)
+        theirs = plain.make_learner(
+            self.data[0], getattr(torchvision.models, self.options.arch), self.folder
+        )
+        return theirs, hcd.get_learner(
+            self.data[1], replace(self.recipe, fast=True), path=self.folder
+        )
 
     @property
     def _trained(self):
@@ -143,7 +207,8 @@ class Bench:
 
 
 def copy_some(data, root, train=TRAIN, test=TEST):
-    """Copy a random part of a data set, so many patches at most, into a new folder; nothing is written into its own."""
+    """Copy a random part of a data set, so many patches at most, into a new folder; nothing is
+    written into its own."""
     dataset = hcd.open_dataset(data)
     labels = dataset.labels.sample(min(train, len(dataset.labels)), random_state=0)
     tests = list(dataset.test_ids[:test])
@@ -156,7 +221,8 @@ def copy_some(data, root, train=TRAIN, test=TEST):
 
 
 def each(function, arguments):
-    """Call a function with one argument after the other and let each result go, so that the next finds its memory warm."""
+    """Call a function with one argument after the other and let each result go, so that the next
+    finds its memory warm."""
     for argument in arguments:
         function(argument)
 
@@ -171,4 +237,7 @@ def require_equal(theirs, ours, what):
     """Require the plain read, rounded to float32, and ours to have the same bits."""
     theirs = np.ascontiguousarray(theirs, np.float32)
     if ours.dtype != np.float32 or theirs.shape != ours.shape or theirs.tobytes() != ours.tobytes():
-        raise ValueError(f"{what}: hcd reads other values than the plain version does with the same draws; correct one of them")
+        raise ValueError(
+            f"{what}: hcd reads other values than the plain version does with the same draws;"
+            " correct one of them"
+        )

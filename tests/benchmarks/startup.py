@@ -1,10 +1,12 @@
-"""Start-up and memory with as many patches as the competition has, each run in a process of its own (Linux).
+"""Start-up and memory with as many patches as the competition has, each run in a process of its own
+(Linux).
 
-Every file is there and can be read, but only a few are distinct: each name is a hard link to one of them, which takes no room.
-Page and directory caches are warm.
+Every file is there and can be read, but only a few are distinct: each name is a hard link to one of
+them, which takes no room. Page and directory caches are warm.
 
     python -m tests.benchmarks.startup ours|plain FOLDER BATCHES      one run; prints a line of JSON
 """
+
 import hashlib
 import json
 import multiprocessing
@@ -22,11 +24,13 @@ import pandas as pd
 CHECKOUT = Path(__file__).resolve().parents[2]
 LINKS = 20_000  # of one file; some file systems allow 32,000
 TEST_SHARE = 57_458 / 220_025
-BATCH, SLICE = 128, 400  # patches in a batch, batches in the slice of an epoch that memory is followed through
+# patches in a batch, batches in the slice of an epoch that memory is followed through
+BATCH, SLICE = 128, 400
 
 
 def rows(root, sources, size, rounds):
-    """Time both sides in turn on a new folder of `size` patches; yield the table's cells: step, plain, ours, ratios, reach."""
+    """Time both sides in turn on a new folder of `size` patches; yield the table's cells: step,
+    plain, ours, ratios, reach."""
     make_folder(root, sources, size)
     runs = {"plain": [], "ours": []}
     for number in range(rounds):
@@ -36,23 +40,52 @@ def rows(root, sources, size, rounds):
 
     def cells(step, unit, value, reach=""):
         values = [[value(found) for found in runs[side]] for side in ("plain", "ours")]
-        return step, *(unit.format(median(column)) for column in values), [a / b for a, b in zip(*values)], reach
+        return (
+            step,
+            *(unit.format(median(column)) for column in values),
+            [a / b for a, b in zip(*values)],
+            reach,
+        )
 
-    yield cells(f"set-up (labels, checks, split, databunch), {count}", "{:.1f} s", lambda f: f["set_up"], "under 60 s" * full)
-    yield cells(f"most memory in set-up, {count}", "{:.2f} GiB", lambda f: f["peak"], "under 2 GiB" * full)
+    yield cells(
+        f"set-up (labels, checks, split, databunch), {count}",
+        "{:.1f} s",
+        lambda f: f["set_up"],
+        "under 60 s" * full,
+    )
+    yield cells(
+        f"most memory in set-up, {count}", "{:.2f} GiB", lambda f: f["peak"], "under 2 GiB" * full
+    )
     if not full:
         yield cells(f"import, {count}", "{:.1f} s", lambda f: f["import"])
-        yield cells(f"first batch after the import, {count}", "{:.1f} s", lambda f: f["set_up"] + f["first_batch"], "under 10 s")
-        for place, name in enumerate(("the parent", "a worker, with what it shares", "a worker's own")):
+        yield cells(
+            f"first batch after the import, {count}",
+            "{:.1f} s",
+            lambda f: f["set_up"] + f["first_batch"],
+            "under 10 s",
+        )
+        for place, name in enumerate(
+            ("the parent", "a worker, with what it shares", "a worker's own")
+        ):
             for when, batch in (("start", 1), ("end", runs["ours"][0]["batches"])):
-                yield cells(f"memory of {name} after batch {batch}", "{:.0f} MiB", lambda f: f[when][place])  # noqa: B023
-        seconds = [[check(side, root)] for side in ("plain", "ours")]  # once, for one round says enough of minutes or seconds
-        yield (f"`hcd check`, {count} and {round(size * TEST_SHARE):,} test patches", *(f"{value:.0f} s" for value, in seconds),
-               [seconds[0][0] / seconds[1][0]], "under 2 min")
+                yield cells(
+                    f"memory of {name} after batch {batch}",
+                    "{:.0f} MiB",
+                    lambda f, when=when, place=place: f[when][place],
+                )
+        # once, for one round says enough of minutes or seconds
+        seconds = [[check(side, root)] for side in ("plain", "ours")]
+        yield (
+            f"`hcd check`, {count} and {round(size * TEST_SHARE):,} test patches",
+            *(f"{value:.0f} s" for (value,) in seconds),
+            [seconds[0][0] / seconds[1][0]],
+            "under 2 min",
+        )
 
 
 def make_folder(root, sources, rows):
-    """Fill a folder in the competition's layout with `rows` labelled patches and a fitting number of test patches.
+    """Fill a folder in the competition's layout with `rows` labelled patches and a fitting number
+    of test patches.
 
     Args:
         root: new folder. sources: files of patches on the same disk, read only.
@@ -66,27 +99,46 @@ def make_folder(root, sources, rows):
                 copies.append(root / f"{len(copies)}.tif")
                 copies[-1].write_bytes(Path(sources[len(copies) % len(sources)]).read_bytes())
             os.link(copies[-1], root / part / f"{patch_id}.tif")
-        labels = np.random.default_rng(0).random(count) < 89_117 / 220_025 if part == "train" else np.zeros(count)
+        labels = (
+            np.random.default_rng(0).random(count) < 89_117 / 220_025
+            if part == "train"
+            else np.zeros(count)
+        )
         labels[:2] = 0, 1
         table = "train_labels.csv" if part == "train" else "sample_submission.csv"
         pd.DataFrame({"id": ids, "label": labels.astype(int)}).to_csv(root / table, index=False)
 
 
 def check(side, root):
-    """Return the seconds that it takes to read every file of a folder and to hold its name against the SHA-1 of its pixels."""
+    """Return the seconds that it takes to read every file of a folder and to hold its name against
+    the SHA-1 of its pixels."""
     import hcd
 
     from . import plain
 
     begin = time.perf_counter()
-    wrong = plain.wrong_names(root) if side == "plain" else hcd.check_dataset(root, progress=False).findings["wrong_id"]
-    assert len(wrong) == sum(len(os.listdir(root / part)) for part in ("train", "test"))  # made up, all of them
+    wrong = (
+        plain.wrong_names(root)
+        if side == "plain"
+        else hcd.check_dataset(root, progress=False).findings["wrong_id"]
+    )
+    # made up, all of them
+    assert len(wrong) == sum(len(os.listdir(root / part)) for part in ("train", "test"))
     return time.perf_counter() - begin
 
 
 def run(side, root, batches):
     """Start a process that opens `root` and reads some batches; return what it measured."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.startup", side, str(root), str(batches)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.benchmarks.startup",
+        side,
+        str(root),
+        str(batches),
+    ]
     answer = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     if answer.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{answer.stderr}")
@@ -97,9 +149,10 @@ def measure(side, root, batches):
     """Open a folder and read batches as a user would.
 
     Returns:
-        import, set_up, first_batch: seconds, each from the end of the one before. peak: GiB of this process when set up.
-        start, end: after the first and after the last batch, MiB: resident in the parent, and the mean over the workers of what is
-        resident and of what is a worker's own.
+        import, set_up, first_batch: seconds, each from the end of the one before. peak: GiB of this
+            process when set up.
+        start, end: after the first and after the last batch, MiB: resident in the parent, and the
+        mean over the workers of what is resident and of what is a worker's own.
     """
     clock = [time.perf_counter()]
     if side == "ours":
@@ -114,9 +167,11 @@ def measure(side, root, batches):
         from . import plain
 
         clock.append(time.perf_counter())
-        data = plain.open_folder(root, min(BATCH, len(os.listdir(os.path.join(root, "train"))) // 2))
+        data = plain.open_folder(
+            root, min(BATCH, len(os.listdir(os.path.join(root, "train"))) // 2)
+        )
     clock.append(time.perf_counter())
-    peak = _kib("/proc/self/status", "VmHWM") / 2 ** 20
+    peak = _kib("/proc/self/status", "VmHWM") / 2**20
     stream = iter(data.train_dl)
     next(stream)
     clock.append(time.perf_counter())
@@ -132,8 +187,13 @@ def _memory():
     """Return MiB resident in the parent, and per worker resident and private."""
     workers = [worker.pid for worker in multiprocessing.active_children()]
     resident = [_kib(f"/proc/{pid}/smaps_rollup", "Rss") for pid in workers]
-    private = [_kib(f"/proc/{pid}/smaps_rollup", "Private_Clean", "Private_Dirty") for pid in workers]
-    return [float(np.mean(kib)) / 1024 for kib in ([_kib("/proc/self/status", "VmRSS")], resident, private)]
+    private = [
+        _kib(f"/proc/{pid}/smaps_rollup", "Private_Clean", "Private_Dirty") for pid in workers
+    ]
+    return [
+        float(np.mean(kib)) / 1024
+        for kib in ([_kib("/proc/self/status", "VmRSS")], resident, private)
+    ]
 
 
 def _kib(file, *fields):

@@ -1,4 +1,6 @@
-"""A data set is opened only when its tables and files agree, and each patch can be read before training."""
+"""A data set is opened only when its tables and files agree, and each patch can be read before
+training."""
+
 import hashlib
 import json
 import os
@@ -30,12 +32,16 @@ def write(table, lines):
 
 # what it holds
 
+
 def test_it_holds_the_tables_in_file_order_and_the_test_ids_sorted_too(sample):
     dataset = open_dataset(str(sample.root))
     table = [line.split(",") for line in rows(sample.root / "train_labels.csv")[1:]]
     assert dataset.root == sample.root and list(dataset.labels.columns) == ["id", "label"]
     assert dataset.labels["id"].tolist() == [patch_id for patch_id, _ in table]
-    assert dataset.labels["label"].tolist() == [int(label) for _, label in table] and dataset.labels["label"].dtype == np.int64
+    assert (
+        dataset.labels["label"].tolist() == [int(label) for _, label in table]
+        and dataset.labels["label"].dtype == np.int64
+    )
     listed = [line.split(",")[0] for line in rows(sample.root / "sample_submission.csv")[1:]]
     assert list(dataset.sample_ids) == listed and list(dataset.test_ids) == sorted(listed)
     assert listed != sorted(listed)  # or the line above shows nothing
@@ -44,11 +50,16 @@ def test_it_holds_the_tables_in_file_order_and_the_test_ids_sorted_too(sample):
 def test_the_order_of_rows_is_kept_whatever_it_is(copy_of_sample):
     header, *table = rows(copy_of_sample / "train_labels.csv")
     write(copy_of_sample / "train_labels.csv", [header, *table[::-1]])
-    assert open_dataset(copy_of_sample).labels["id"].tolist() == [line.split(",")[0] for line in table[::-1]]
+    assert open_dataset(copy_of_sample).labels["id"].tolist() == [
+        line.split(",")[0] for line in table[::-1]
+    ]
 
 
 def test_paths_are_those_of_the_files(sample):
-    for paths, ids, folder in ((sample.train_paths, sample.labels["id"], "train"), (sample.test_paths, sample.test_ids, "test")):
+    for paths, ids, folder in (
+        (sample.train_paths, sample.labels["id"], "train"),
+        (sample.test_paths, sample.test_ids, "test"),
+    ):
         assert paths == [os.path.join(sample.root, folder, f"{patch_id}.tif") for patch_id in ids]
         assert sorted(os.listdir(sample.root / folder)) == sorted(map(os.path.basename, paths))
     assert str(sample.train_path(sample.labels["id"][7])) == sample.train_paths[7]
@@ -57,7 +68,9 @@ def test_paths_are_those_of_the_files(sample):
 
 def test_answers_are_read_when_they_are_there(sample, copy_of_sample):
     answers = pd.read_csv(sample.root / "test_labels.csv")
-    assert dict(zip(sample.test_labels["id"], sample.test_labels["label"])) == dict(zip(answers["id"], answers["label"]))
+    assert dict(zip(sample.test_labels["id"], sample.test_labels["label"])) == dict(
+        zip(answers["id"], answers["label"])
+    )
     (copy_of_sample / "test_labels.csv").unlink()
     assert open_dataset(copy_of_sample).test_labels is None
 
@@ -65,21 +78,42 @@ def test_answers_are_read_when_they_are_there(sample, copy_of_sample):
 def test_without_leaves_out_ids_and_numbers_the_rest_anew(sample):
     gone = sample.labels["id"][[0, 5, 59]]
     fewer = sample.without(gone)
-    assert len(fewer.labels) == 57 and fewer.labels.index.tolist() == list(range(57)) and len(sample.labels) == 60
-    assert fewer.labels["id"].tolist() == [patch_id for patch_id in sample.labels["id"] if patch_id not in set(gone)]
-    assert (fewer.root, fewer.test_ids, fewer.sample_ids) == (sample.root, sample.test_ids, sample.sample_ids)
+    assert (
+        len(fewer.labels) == 57
+        and fewer.labels.index.tolist() == list(range(57))
+        and len(sample.labels) == 60
+    )
+    assert fewer.labels["id"].tolist() == [
+        patch_id for patch_id in sample.labels["id"] if patch_id not in set(gone)
+    ]
+    assert (fewer.root, fewer.test_ids, fewer.sample_ids) == (
+        sample.root,
+        sample.test_ids,
+        sample.sample_ids,
+    )
     assert sample.without([]).labels.equals(sample.labels)
 
 
 def test_fingerprint_is_of_ids_and_labels_whatever_their_order(sample):
     labels = sample.labels
-    expected = "\n".join([*sorted(f"{a},{b}" for a, b in zip(labels["id"], labels["label"])), *sorted(sample.sample_ids)])
+    expected = "\n".join(
+        [
+            *sorted(f"{a},{b}" for a, b in zip(labels["id"], labels["label"])),
+            *sorted(sample.sample_ids),
+        ]
+    )
     assert sample.fingerprint == hashlib.sha256(expected.encode()).hexdigest()
     shuffled = labels.sample(frac=1, random_state=0).reset_index(drop=True)
-    assert Dataset(sample.root, shuffled, sample.test_ids, sample.sample_ids[::-1]).fingerprint == sample.fingerprint
+    assert (
+        Dataset(sample.root, shuffled, sample.test_ids, sample.sample_ids[::-1]).fingerprint
+        == sample.fingerprint
+    )
     flipped = labels.assign(label=[1 - labels["label"][0], *labels["label"][1:]])
-    others = (Dataset(sample.root, flipped, sample.test_ids, sample.sample_ids), sample.without(labels["id"][:1]),
-              Dataset(sample.root, labels, sample.test_ids[1:], sample.sample_ids))
+    others = (
+        Dataset(sample.root, flipped, sample.test_ids, sample.sample_ids),
+        sample.without(labels["id"][:1]),
+        Dataset(sample.root, labels, sample.test_ids[1:], sample.sample_ids),
+    )
     assert len({sample.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
@@ -88,9 +122,14 @@ def test_it_is_frozen(sample):
         sample.labels = None
 
 
-def test_more_columns_another_order_a_byte_order_mark_and_windows_line_ends_are_fine(sample, copy_of_sample):
+def test_more_columns_another_order_a_byte_order_mark_and_windows_line_ends_are_fine(
+    sample, copy_of_sample
+):
     path = copy_of_sample / "train_labels.csv"
-    lines = [",".join([line.split(",")[1], f"note {n}", line.split(",")[0]]) for n, line in enumerate(rows(path))]
+    lines = [
+        ",".join([line.split(",")[1], f"note {n}", line.split(",")[0]])
+        for n, line in enumerate(rows(path))
+    ]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(["label,note,id", *lines[1:], ""]).encode())
     assert open_dataset(copy_of_sample).labels.equals(sample.labels)
 
@@ -107,7 +146,10 @@ def test_ids_that_look_like_numbers_or_nothing_stay_text(tmp_path):
         (tmp_path / folder).mkdir()
         for patch_id in ids:
             (tmp_path / folder / f"{patch_id}.tif").touch()
-    write(tmp_path / "train_labels.csv", ["id,label", *(f"{patch_id},{n % 2}" for n, patch_id in enumerate(ids))])
+    write(
+        tmp_path / "train_labels.csv",
+        ["id,label", *(f"{patch_id},{n % 2}" for n, patch_id in enumerate(ids))],
+    )
     write(tmp_path / "sample_submission.csv", ["id,label", *(f"{patch_id},0" for patch_id in ids)])
     dataset = open_dataset(tmp_path)
     assert dataset.labels["id"].tolist() == ids and dataset.test_ids == tuple(sorted(ids))
@@ -115,13 +157,16 @@ def test_ids_that_look_like_numbers_or_nothing_stay_text(tmp_path):
 
 # what is refused
 
+
 def test_a_wrong_or_empty_folder(tmp_path, refused):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "none", tmp_path / "file"):
         with refused(FileNotFoundError, path, "is no folder", "train_labels.csv"):
             open_dataset(path)
-    with refused(FileNotFoundError, tmp_path / "empty" / "train_labels.csv", "sample_submission.csv"):
+    with refused(
+        FileNotFoundError, tmp_path / "empty" / "train_labels.csv", "sample_submission.csv"
+    ):
         open_dataset(tmp_path / "empty")
 
 
@@ -177,15 +222,39 @@ def test_an_id_that_is_no_file_name(copy_of_sample, refused, table, patch_id):
         open_dataset(copy_of_sample)
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "no CSV table"), (b"id,label\n", "no rows"), (b"id,label\na,0,1\nb,1\n\"", "no CSV table"),
-    (b"id,label\n\xff\xfe,0\n", "no CSV table"),
-    (b"id,label\na,1\nb,0,0,0\n", "row 3 has 4 field(s)"), (b"id,label\na,1\nb\n", "row 3 has 1 field(s)"),
-    (b"id,label\nx,a,1\nx,b,0\n", "row 2 has 3 field(s)"), (b"id,label,id\na,0,b\n", "more than one 'id'"),
-    (b"\0\0\0\0", "NUL byte"), (b'id,label\n"a\nb",1\n', r"'a\nb'"), (b"id,label\n" + b"a" * 201 + b",1\n", "is no file name"),
-    (b"," * 100_000 + b"\nid,label\n", "a line of 100001 characters"), (b"id,label\n" + b"\n" * (1 << 27), "bytes"),
-], ids=["empty", "header only", "open quote", "not utf-8", "ragged", "short row", "long rows", "id twice", "zeros",
-        "line break in an id", "long id", "commas", "128 MiB"])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "no CSV table"),
+        (b"id,label\n", "no rows"),
+        (b'id,label\na,0,1\nb,1\n"', "no CSV table"),
+        (b"id,label\n\xff\xfe,0\n", "no CSV table"),
+        (b"id,label\na,1\nb,0,0,0\n", "row 3 has 4 field(s)"),
+        (b"id,label\na,1\nb\n", "row 3 has 1 field(s)"),
+        (b"id,label\nx,a,1\nx,b,0\n", "row 2 has 3 field(s)"),
+        (b"id,label,id\na,0,b\n", "more than one 'id'"),
+        (b"\0\0\0\0", "NUL byte"),
+        (b'id,label\n"a\nb",1\n', r"'a\nb'"),
+        (b"id,label\n" + b"a" * 201 + b",1\n", "is no file name"),
+        (b"," * 100_000 + b"\nid,label\n", "a line of 100001 characters"),
+        (b"id,label\n" + b"\n" * (1 << 27), "bytes"),
+    ],
+    ids=[
+        "empty",
+        "header only",
+        "open quote",
+        "not utf-8",
+        "ragged",
+        "short row",
+        "long rows",
+        "id twice",
+        "zeros",
+        "line break in an id",
+        "long id",
+        "commas",
+        "128 MiB",
+    ],
+)
 @pytest.mark.parametrize("table", TABLES)
 def test_what_is_no_table(copy_of_sample, refused, table, content, words):
     (copy_of_sample / table).write_bytes(content)
@@ -193,17 +262,27 @@ def test_what_is_no_table(copy_of_sample, refused, table, content, words):
         open_dataset(copy_of_sample)
 
 
-@pytest.mark.parametrize("folder, table", [("train", "train_labels.csv"), ("test", "sample_submission.csv")])
+@pytest.mark.parametrize(
+    "folder, table", [("train", "train_labels.csv"), ("test", "sample_submission.csv")]
+)
 def test_an_id_without_its_file_and_a_file_without_an_id(copy_of_sample, refused, folder, table):
     first, second, *_ = sorted((copy_of_sample / folder).iterdir())
     stray = first.rename(copy_of_sample / folder / "stray.tif")
     second.unlink()
     with refused(FileNotFoundError, first, table, "2 of"):
         open_dataset(copy_of_sample)
-    lines = [line for line in rows(copy_of_sample / table) if line.split(",")[0] not in (first.stem, second.stem)]
+    lines = [
+        line
+        for line in rows(copy_of_sample / table)
+        if line.split(",")[0] not in (first.stem, second.stem)
+    ]
     write(copy_of_sample / table, lines)
     (copy_of_sample / "test_labels.csv").unlink()
-    for extra in (stray, copy_of_sample / folder / "notes.txt", copy_of_sample / folder / "UPPER.TIF"):
+    for extra in (
+        stray,
+        copy_of_sample / folder / "notes.txt",
+        copy_of_sample / folder / "UPPER.TIF",
+    ):
         extra.touch()
         with refused(ValueError, extra, table, "1 such file"):
             open_dataset(copy_of_sample)
@@ -225,6 +304,7 @@ def test_answers_that_answer_for_other_ids(copy_of_sample, refused):
 
 # every patch
 
+
 def test_verify_patches_counts_what_it_read(sample):
     assert verify_patches(sample.train_paths, progress=False) == 60
     assert verify_patches(sample.test_paths, progress=False) == 12
@@ -233,24 +313,42 @@ def test_verify_patches_counts_what_it_read(sample):
 def spoil(path, how):
     """Damage one file in a named way; return words that the error must hold."""
     rgb, content = cv2.imread(str(path)), path.read_bytes()
-    images = {"grey": rgb[..., 0], "16-bit": rgb.astype(np.uint16), "alpha": rgb[..., [0, 1, 2, 0]], "size": rgb[:95]}
+    images = {
+        "grey": rgb[..., 0],
+        "16-bit": rgb.astype(np.uint16),
+        "alpha": rgb[..., [0, 1, 2, 0]],
+        "size": rgb[:95],
+    }
     if how in images:
         path.write_bytes(cv2.imencode(".tif", images[how])[1].tobytes())
     elif how == "folder":
         path.unlink()
         path.mkdir()
     else:
-        path.write_bytes({"truncated": content[:20_000], "empty": b"", "text": b"not an image"}[how])
-    return {"grey": "1 channel", "16-bit": "uint16", "alpha": "4 channel", "size": "96 x 95 px", "folder": "is no file",
-            "truncated": "20000 bytes", "empty": "0 bytes", "text": "12 bytes"}[how]
+        path.write_bytes(
+            {"truncated": content[:20_000], "empty": b"", "text": b"not an image"}[how]
+        )
+    return {
+        "grey": "1 channel",
+        "16-bit": "uint16",
+        "alpha": "4 channel",
+        "size": "96 x 95 px",
+        "folder": "is no file",
+        "truncated": "20000 bytes",
+        "empty": "0 bytes",
+        "text": "12 bytes",
+    }[how]
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "text", "grey", "16-bit", "alpha", "size", "folder"])
+@pytest.mark.parametrize(
+    "how", ["truncated", "empty", "text", "grey", "16-bit", "alpha", "size", "folder"]
+)
 def test_a_damaged_patch_is_found_before_training(copy_of_sample, refused, how):
     dataset = open_dataset(copy_of_sample)
     path = dataset.train_path(dataset.labels["id"][41])
     words = spoil(path, how)
-    assert open_dataset(copy_of_sample).fingerprint == dataset.fingerprint  # the tables alone do not show it
+    # the tables alone do not show it
+    assert open_dataset(copy_of_sample).fingerprint == dataset.fingerprint
     with refused(ValueError, path, words, "1 of 60 patches"):
         verify_patches(dataset.train_paths, progress=False)
 
@@ -291,9 +389,13 @@ class Listing:
 
     def __init__(self, folder):
         root, side = os.path.split(os.fsdecode(folder))
-        table = os.path.join(root, {"train": "train_labels.csv", "test": "sample_submission.csv"}[side])
+        table = os.path.join(
+            root, {"train": "train_labels.csv", "test": "sample_submission.csv"}[side]
+        )
         with open(table, "rb") as file:
-            self.entries = [SimpleNamespace(name=line.split(b",")[0] + b".tif") for line in file][1:]
+            self.entries = [SimpleNamespace(name=line.split(b",")[0] + b".tif") for line in file][
+                1:
+            ]
 
     def __enter__(self):
         return iter(self.entries)
@@ -303,14 +405,27 @@ class Listing:
 
 
 def test_memory_grows_with_the_rows_and_stays_lean(tmp_path, monkeypatch):
-    """2.2 million rows have to fit beside everything else into 2 GiB, so a row may not take more than some 400 bytes."""
+    """2.2 million rows have to fit beside everything else into 2 GiB, so a row may not take more
+    than some 400 bytes."""
     monkeypatch.setattr(dataset_module.os, "scandir", lambda folder: listings[os.fsdecode(folder)])
     used = []
     for rows_ in (10_000, 20_000):
         root = tmp_path / str(rows_)
-        for side, table, count in (("train", "train_labels.csv", rows_), ("test", "sample_submission.csv", rows_ // 4)):
+        for side, table, count in (
+            ("train", "train_labels.csv", rows_),
+            ("test", "sample_submission.csv", rows_ // 4),
+        ):
             (root / side).mkdir(parents=True)
-            write(root / table, ["id,label", *(f"{hashlib.sha1(f'{side}{n}'.encode()).hexdigest()},{n % 2}" for n in range(count))])
+            write(
+                root / table,
+                [
+                    "id,label",
+                    *(
+                        f"{hashlib.sha1(f'{side}{n}'.encode()).hexdigest()},{n % 2}"
+                        for n in range(count)
+                    ),
+                ],
+            )
         listings = {str(root / side): Listing(root / side) for side in ("train", "test")}
         tracemalloc.start()
         try:

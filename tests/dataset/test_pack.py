@@ -1,4 +1,6 @@
-"""A packed data set gives the same patches as its files, is refused where it is another's, and survives being killed half-way."""
+"""A packed data set gives the same patches as its files, is refused where it is another's, and
+survives being killed half-way."""
+
 import errno
 import hashlib
 import json
@@ -21,7 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hcd
-from hcd import PackedFolder, PackedPatch, Recipe, copy_patch, open_dataset, pack_dataset, verify_patches
+from hcd import (
+    PackedFolder,
+    PackedPatch,
+    Recipe,
+    copy_patch,
+    open_dataset,
+    pack_dataset,
+    verify_patches,
+)
 from hcd.dataset import packer
 from hcd.dataset.pack import HEADER, array_header, array_shapes, index_digest, new_index
 from hcd.dataset.tables import id_array
@@ -58,17 +68,32 @@ def all_paths(dataset):
 
 # the same patches
 
+
 def test_every_patch_is_that_of_its_file(root, sample):
     dataset = open_dataset(root)
-    assert dataset.labels.equals(sample.labels) and dataset.test_ids == sample.test_ids and dataset.sample_ids == sample.sample_ids
+    assert (
+        dataset.labels.equals(sample.labels)
+        and dataset.test_ids == sample.test_ids
+        and dataset.sample_ids == sample.sample_ids
+    )
     assert dataset.fingerprint == sample.fingerprint
     for packed, file in zip(all_paths(dataset), all_paths(sample), strict=True):
-        assert isinstance(packed, PackedPatch) and packed.stem == Path(file).stem and packed.name == Path(file).name
+        assert (
+            isinstance(packed, PackedPatch)
+            and packed.stem == Path(file).stem
+            and packed.name == Path(file).name
+        )
         assert str(packed) == os.fspath(packed) == str(root / Path(file).relative_to(sample.root))
         patch = read_image(packed)
-        assert np.array_equal(patch, cv2.imread(str(file))[..., ::-1]) and patch.dtype == np.uint8 and not patch.flags.writeable
+        assert (
+            np.array_equal(patch, cv2.imread(str(file))[..., ::-1])
+            and patch.dtype == np.uint8
+            and not patch.flags.writeable
+        )
     assert read_patch(dataset.train_paths[0]).shape == (96, 96, 3)
-    assert hcd.channel_statistics(dataset.train_paths, progress=False) == hcd.channel_statistics(sample.train_paths, progress=False)
+    assert hcd.channel_statistics(dataset.train_paths, progress=False) == hcd.channel_statistics(
+        sample.train_paths, progress=False
+    )
     assert verify_patches(all_paths(dataset), progress=False) == 72
 
 
@@ -76,21 +101,38 @@ def test_draws_are_those_of_the_files(packed_root, sample):
     dataset = open_dataset(packed_root)
     for packed, file in zip(dataset.train_paths[:8], sample.train_paths):
         for augmentations in (True, False):
-            crops = [read_cropped_image(path, augmentations, rng=random.Random(7)) for path in (packed, file)]
+            crops = [
+                read_cropped_image(path, augmentations, rng=random.Random(7))
+                for path in (packed, file)
+            ]
             assert np.array_equal(*crops)
 
 
 def test_numpy_alone_reads_it(packed_root, sample):
     folder = packed_root / "packed"
-    patches, ids, sha1 = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("patches", "ids", "sha1"))
+    patches, ids, sha1 = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in ("patches", "ids", "sha1")
+    )
     assert patches.shape == (72, 96, 96, 3) and patches.dtype == np.uint8
     assert [name.decode() for name in ids] == [*sorted(sample.labels["id"]), *sample.test_ids]
-    assert [row.tobytes().hex() for row in sha1] == [name.decode() for name in ids]  # ids are the hash of the pixels here
-    assert [hashlib.sha1(patch.tobytes()).hexdigest() for patch in patches] == [name.decode() for name in ids]
-    assert sorted(path.name for path in folder.iterdir()) == ["ids.npy", "index.json", "patches.npy", "sha1.npy"]
+    # ids are the hash of the pixels here
+    assert [row.tobytes().hex() for row in sha1] == [name.decode() for name in ids]
+    assert [hashlib.sha1(patch.tobytes()).hexdigest() for patch in patches] == [
+        name.decode() for name in ids
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ids.npy",
+        "index.json",
+        "patches.npy",
+        "sha1.npy",
+    ]
 
 
-@given(st.lists(st.text("abc-_0é", min_size=1, max_size=9), min_size=2, max_size=30, unique=True), st.integers(1, 29))
+@given(
+    st.lists(st.text("abc-_0é", min_size=1, max_size=9), min_size=2, max_size=30, unique=True),
+    st.integers(1, 29),
+)
 @settings(max_examples=60, deadline=None)
 def test_ids_are_found_and_no_others(tmp_path_factory, ids, split):
     split = min(split, len(ids) - 1)
@@ -104,7 +146,9 @@ def test_ids_are_found_and_no_others(tmp_path_factory, ids, split):
         for other in {*ids, "", "a" * 300, "é" * 9, "\0"} - {*wanted}:
             with pytest.raises(FileNotFoundError):
                 pack.locate(side, other)
-    assert [int(pack.locate("train", name).pixels().min()) for name in sides[0]] == list(range(split))
+    assert [int(pack.locate("train", name).pixels().min()) for name in sides[0]] == list(
+        range(split)
+    )
 
 
 def write_pack(root, train, test, size, **changes):
@@ -112,21 +156,37 @@ def write_pack(root, train, test, size, **changes):
     folder = root / "packed"
     folder.mkdir()
     ids = id_array([*train, *test])
-    pixels = np.broadcast_to(np.arange(len(ids), dtype=np.uint8)[:, None, None, None], (len(ids), size, size, 3))
-    sha1 = np.stack([np.frombuffer(hashlib.sha1(row.tobytes()).digest(), np.uint8) for row in pixels])
+    pixels = np.broadcast_to(
+        np.arange(len(ids), dtype=np.uint8)[:, None, None, None], (len(ids), size, size, 3)
+    )
+    sha1 = np.stack(
+        [np.frombuffer(hashlib.sha1(row.tobytes()).digest(), np.uint8) for row in pixels]
+    )
     index = {**new_index(len(train), len(test), size, ids.itemsize), **changes}
     for (name, kind, shape), array in zip(array_shapes(index), (ids, sha1, pixels)):
         (folder / name).write_bytes(array_header(kind, shape) + array.tobytes())
-    (folder / "index.json").write_text(json.dumps({**index, "sha256": index_digest(index, ids, sha1)}))
+    (folder / "index.json").write_text(
+        json.dumps({**index, "sha256": index_digest(index, ids, sha1)})
+    )
 
 
 def test_located_as_files_where_there_is_no_pack(sample, packed_root):
     first = sample.labels["id"][0]
-    assert sample.locate("train", first) == os.path.join(sample.root, "train", f"{first}.tif") == str(sample.train_path(first))
-    assert isinstance(sample.test_path("x"), Path) and open_dataset(packed_root, packed=False).train_paths[0] == str(
-        packed_root / "train" / f"{first}.tif")
+    assert (
+        sample.locate("train", first)
+        == os.path.join(sample.root, "train", f"{first}.tif")
+        == str(sample.train_path(first))
+    )
+    assert isinstance(sample.test_path("x"), Path) and open_dataset(
+        packed_root, packed=False
+    ).train_paths[0] == str(packed_root / "train" / f"{first}.tif")
     packed = open_dataset(packed_root)
-    assert packed.locate("train", first) == packed.train_path(first) == packed.train_paths[0] != packed.train_paths[1]
+    assert (
+        packed.locate("train", first)
+        == packed.train_path(first)
+        == packed.train_paths[0]
+        != packed.train_paths[1]
+    )
     assert len({*packed.train_paths, *packed.train_paths}) == 60
     assert repr(packed.train_paths[0]) == f"PackedPatch('{packed.train_paths[0]}')"
     assert packed.without(packed.labels["id"][:10]).train_paths == packed.train_paths[10:]
@@ -137,12 +197,16 @@ def test_tables_and_pack_alone_are_enough(without_files, sample, tmp_path):
     assert verify_patches(all_paths(dataset), progress=False) == 72
     patch_id = sample.test_ids[3]
     copy = copy_patch(dataset.test_path(patch_id), tmp_path)
-    assert copy == tmp_path / f"{patch_id}.tif" and np.array_equal(read_image(copy), read_image(sample.test_path(patch_id)))
+    assert copy == tmp_path / f"{patch_id}.tif" and np.array_equal(
+        read_image(copy), read_image(sample.test_path(patch_id))
+    )
     assert copy.read_bytes() == Path(sample.test_path(patch_id)).read_bytes()
     other = copy_patch(sample.test_path(patch_id), tmp_path / "name.tif")
     assert other == tmp_path / "name.tif" and other.read_bytes() == copy.read_bytes()
     shutil.move(without_files, tmp_path / "fast disk")
-    assert np.array_equal(read_image(open_dataset(tmp_path / "fast disk").test_path(patch_id)), read_image(copy))
+    assert np.array_equal(
+        read_image(open_dataset(tmp_path / "fast disk").test_path(patch_id)), read_image(copy)
+    )
 
 
 def test_pickled_it_is_small_and_opens_by_path(packed_root, monkeypatch, tmp_path):
@@ -152,7 +216,9 @@ def test_pickled_it_is_small_and_opens_by_path(packed_root, monkeypatch, tmp_pat
     assert len(pickle.dumps(dataset.train_paths)) < 5_000
     monkeypatch.chdir(tmp_path)  # a process that works elsewhere
     copy = pickle.loads(content)
-    assert copy.train_paths == dataset.train_paths and str(copy.train_paths[5]) == str(dataset.train_paths[5])
+    assert copy.train_paths == dataset.train_paths and str(copy.train_paths[5]) == str(
+        dataset.train_paths[5]
+    )
     assert np.array_equal(read_image(copy.train_paths[5]), read_image(dataset.train_paths[5]))
 
 
@@ -179,6 +245,7 @@ def test_generators_are_left_alone(packed_root):
 
 # refused
 
+
 @pytest.mark.parametrize("name", ["index.json", "ids.npy", "sha1.npy", "patches.npy"])
 def test_a_missing_file(root, refused, name):
     (root / "packed" / name).unlink()
@@ -193,11 +260,16 @@ def test_a_file_cut_short_or_with_more(root, refused, name, change):
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.truncate(size + change)
-    with refused(ValueError, path, f"has {size + change} bytes where its index needs {size}", "hcd pack"):
+    with refused(
+        ValueError, path, f"has {size + change} bytes where its index needs {size}", "hcd pack"
+    ):
         open_dataset(root)
 
 
-@pytest.mark.parametrize("name, at", [("ids.npy", HEADER + 41), ("sha1.npy", HEADER + 41), ("ids.npy", 30), ("patches.npy", 40)])
+@pytest.mark.parametrize(
+    "name, at",
+    [("ids.npy", HEADER + 41), ("sha1.npy", HEADER + 41), ("ids.npy", 30), ("patches.npy", 40)],
+)
 def test_a_flipped_byte_in_the_index(root, refused, name, at):
     flip(root / "packed" / name, at)
     with refused(ValueError, name, "hcd pack"):
@@ -208,7 +280,7 @@ def test_any_flipped_byte_of_index_json(root, refused):
     path = root / "packed" / "index.json"
     content = path.read_bytes()
     for at in range(len(content)):
-        if content[at:at + 1].isspace():
+        if content[at : at + 1].isspace():
             continue
         flip(path, at)
         with refused((ValueError, FileNotFoundError), root / "packed", "hcd pack"):
@@ -216,13 +288,26 @@ def test_any_flipped_byte_of_index_json(root, refused):
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"version": 2}, "is of version 2, and this hcd reads version 1"), ({"version": "1" * 99}, "is of version"),
-    ({"format": "zip"}, "is no index"), ({"train": 0}, "train is 0"), ({"test": -1}, "test is -1"), ({"train": True}, "is True"),
-    ({"train": 10 ** 18}, "train is 1000"), ({"size": 5000}, "size is 5000"), ({"size": 96.0}, "size is 96.0"),
-    ({"id_bytes": 10 ** 9}, "id_bytes is"), ({"size": 95}, "patches.npy has"), ({"train": 10 ** 9}, "bytes where its index needs"),
-    ({"train": 59, "test": 13}, "digests differ"), ({"more": 1}, "other fields"), ({"sha256": 5}, "digests differ"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"version": 2}, "is of version 2, and this hcd reads version 1"),
+        ({"version": "1" * 99}, "is of version"),
+        ({"format": "zip"}, "is no index"),
+        ({"train": 0}, "train is 0"),
+        ({"test": -1}, "test is -1"),
+        ({"train": True}, "is True"),
+        ({"train": 10**18}, "train is 1000"),
+        ({"size": 5000}, "size is 5000"),
+        ({"size": 96.0}, "size is 96.0"),
+        ({"id_bytes": 10**9}, "id_bytes is"),
+        ({"size": 95}, "patches.npy has"),
+        ({"train": 10**9}, "bytes where its index needs"),
+        ({"train": 59, "test": 13}, "digests differ"),
+        ({"more": 1}, "other fields"),
+        ({"sha256": 5}, "digests differ"),
+    ],
+)
 def test_an_index_that_says_something_else(root, refused, changes, words):
     path = root / "packed" / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -230,10 +315,14 @@ def test_an_index_that_says_something_else(root, refused, changes, words):
         open_dataset(root)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 9000, b"{}" + b" " * 20_000, b"1e999"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 9000, b"{}" + b" " * 20_000, b"1e999"]
+)
 def test_an_index_that_is_none(root, refused, content):
     (root / "packed" / "index.json").write_bytes(content)
-    with refused(ValueError, root / "packed" / "index.json", "is no index of packed patches", "hcd pack"):
+    with refused(
+        ValueError, root / "packed" / "index.json", "is no index of packed patches", "hcd pack"
+    ):
         open_dataset(root)
 
 
@@ -256,12 +345,17 @@ def test_an_array_that_would_run_code_runs_nothing(root, refused, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("table, side", [("train_labels.csv", "train"), ("sample_submission.csv", "test")])
+@pytest.mark.parametrize(
+    "table, side", [("train_labels.csv", "train"), ("sample_submission.csv", "test")]
+)
 def test_another_table(root, refused, table, side):
     path = root / table
     (root / "test_labels.csv").unlink()
     lines = path.read_text().splitlines()
-    for changed, words in ((lines[:-1], "0 are not packed, 1 packed"), ([*lines, "new,1"], "1 are not packed, 0 packed")):
+    for changed, words in (
+        (lines[:-1], "0 are not packed, 1 packed"),
+        ([*lines, "new,1"], "1 are not packed, 0 packed"),
+    ):
         path.write_text("\n".join(changed) + "\n")
         with refused(ValueError, root / "packed" / "ids.npy", table, words, "hcd pack"):
             open_dataset(root)
@@ -270,7 +364,9 @@ def test_another_table(root, refused, table, side):
 def test_the_pack_of_another_folder(root, tmp_path, refused):
     other = hcd.make_sample(tmp_path / "other", train=60, test=12, rng_seed=5).root
     shutil.copytree(root / "packed", other / "packed")
-    with refused(ValueError, other / "packed" / "ids.npy", "60 are not packed, 60 packed", "hcd pack"):
+    with refused(
+        ValueError, other / "packed" / "ids.npy", "60 are not packed, 60 packed", "hcd pack"
+    ):
         open_dataset(other)
     assert open_dataset(other, packed=False).packed is None
 
@@ -278,7 +374,9 @@ def test_the_pack_of_another_folder(root, tmp_path, refused):
 def test_ids_out_of_order(root, refused):
     shutil.rmtree(root / "packed")
     labels = open_dataset(root).labels["id"]
-    write_pack(root, sorted(labels)[::-1], sorted(pd.read_csv(root / "sample_submission.csv")["id"]), 96)
+    write_pack(
+        root, sorted(labels)[::-1], sorted(pd.read_csv(root / "sample_submission.csv")["id"]), 96
+    )
     with refused(ValueError, "ids.npy", "sorted", "hcd pack"):
         open_dataset(root)
 
@@ -301,7 +399,9 @@ def test_a_flipped_byte_of_a_patch_is_found(without_files, refused, row):
     dataset = open_dataset(without_files)
     flip(without_files / "packed" / "patches.npy", HEADER + row * ROW + 12345)
     wrong = [*sorted(dataset.labels["id"]), *dataset.test_ids][row]
-    with refused(ValueError, "1 of 72 patches", f"{wrong}.tif", "other pixels", "patches.npy", "hcd pack"):
+    with refused(
+        ValueError, "1 of 72 patches", f"{wrong}.tif", "other pixels", "patches.npy", "hcd pack"
+    ):
         verify_patches(all_paths(dataset), progress=False)
 
 
@@ -316,7 +416,9 @@ def test_all_pixels_exchanged_is_found_on_opening(root, refused):
 def test_files_that_changed_since_are_found_on_opening(root, refused):
     for file in (root / "train").iterdir():
         cv2.imwrite(str(file), 255 - cv2.imread(str(file)))
-    with refused(ValueError, root / "train", "holds other pixels than the patch packed from it", "hcd pack"):
+    with refused(
+        ValueError, root / "train", "holds other pixels than the patch packed from it", "hcd pack"
+    ):
         open_dataset(root)
 
 
@@ -337,19 +439,32 @@ def test_an_id_that_is_not_there(packed_root, refused):
 
 # packing
 
+
 def test_a_whole_pack_is_left_alone(root):
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (root / "packed").iterdir()}
+    before = {
+        path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (root / "packed").iterdir()
+    }
     report = pack_dataset(root, progress=False)
     assert (report.new, report.patches, report.kept, report.replaced) == (False, 72, 0, "")
     assert report.size_bytes == sum(path.stat().st_size for path in before)
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (root / "packed").iterdir()} == before
+    assert {
+        path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (root / "packed").iterdir()
+    } == before
 
 
 def test_a_damaged_pack_is_made_anew_and_kept_aside(root, packed_root):
     flip(root / "packed" / "patches.npy", HEADER + 20 * ROW)
     report = pack_dataset(root, progress=False)
-    assert report.new and "other pixels" in report.replaced and str(root / "packed.old") in report.replaced
-    assert contents(root / "packed") == contents(packed_root / "packed") != contents(root / "packed.old")
+    assert (
+        report.new
+        and "other pixels" in report.replaced
+        and str(root / "packed.old") in report.replaced
+    )
+    assert (
+        contents(root / "packed")
+        == contents(packed_root / "packed")
+        != contents(root / "packed.old")
+    )
     flip(root / "packed" / "sha1.npy", HEADER)
     assert str(root / "packed.old-1") in pack_dataset(root, progress=False).replaced
     assert (root / "packed.old").is_dir() and not (root / "packed.part").exists()
@@ -369,11 +484,20 @@ def test_a_damaged_pack_without_files_stays(without_files, refused):
 
 def test_into_another_folder(sample, packed_root, tmp_path, refused):
     report = pack_dataset(sample.root, tmp_path / "fast", progress=False)
-    assert report.folder == tmp_path / "fast" / "packed" and contents(report.folder) == contents(packed_root / "packed")
-    assert sorted(path.name for path in (tmp_path / "fast").iterdir()) == ["packed", "sample_submission.csv", "test_labels.csv",
-                                                                           "train_labels.csv"]
+    assert report.folder == tmp_path / "fast" / "packed" and contents(report.folder) == contents(
+        packed_root / "packed"
+    )
+    assert sorted(path.name for path in (tmp_path / "fast").iterdir()) == [
+        "packed",
+        "sample_submission.csv",
+        "test_labels.csv",
+        "train_labels.csv",
+    ]
     assert open_dataset(tmp_path / "fast").fingerprint == sample.fingerprint
-    assert not pack_dataset(sample.root, tmp_path / "fast", progress=False).new and not (sample.root / "packed").exists()
+    assert (
+        not pack_dataset(sample.root, tmp_path / "fast", progress=False).new
+        and not (sample.root / "packed").exists()
+    )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train_labels.csv").write_text("mine")
     with refused(FileExistsError, tmp_path / "other" / "train_labels.csv", "name an empty folder"):
@@ -395,14 +519,21 @@ def test_a_file_that_is_no_patch_stops_it_and_the_rest_is_kept(copy_of_sample, r
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Let one thread pack, two patches at a time; `sample` has fewer than fit into one part of the work."""
+    """Let one thread pack, two patches at a time; `sample` has fewer than fit into one part of the
+    work."""
     whole = packer.map_patches
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(packer, "map_patches", lambda function, rows, title, bar: whole(function, rows, title, bar, chunk=2))
+    monkeypatch.setattr(
+        packer,
+        "map_patches",
+        lambda function, rows, title, bar: whole(function, rows, title, bar, chunk=2),
+    )
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(copy_of_sample, packed_root, small_chunks, monkeypatch, refused, number):
+def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(
+    copy_of_sample, packed_root, small_chunks, monkeypatch, refused, number
+):
     write_all, written = packer._write_all, []
 
     def full(file, content):
@@ -418,11 +549,15 @@ def test_a_disk_that_fills_up_leaves_a_part_to_go_on_from(copy_of_sample, packed
     assert not (copy_of_sample / "packed").exists() and open_dataset(copy_of_sample).packed is None
     monkeypatch.setattr(packer, "_write_all", write_all)
     report = pack_dataset(copy_of_sample, progress=False)
-    assert report.kept == 40 and contents(copy_of_sample / "packed") == contents(packed_root / "packed")
+    assert report.kept == 40 and contents(copy_of_sample / "packed") == contents(
+        packed_root / "packed"
+    )
 
 
 def test_too_little_space_is_found_before_the_start(copy_of_sample, monkeypatch, refused):
-    monkeypatch.setattr(packer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10 ** 9, 10 ** 9, 10 ** 7))
+    monkeypatch.setattr(
+        packer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**7)
+    )
     with refused(OSError, copy_of_sample, "0.01 GB free", "needs 0.05 GB more", "--into"):
         pack_dataset(copy_of_sample, progress=False)
     assert not list(copy_of_sample.glob("packed*"))
@@ -439,23 +574,45 @@ def test_ctrl_c_says_how_to_go_on(copy_of_sample, packed_root, small_chunks, mon
         return read(path, recipe)
 
     monkeypatch.setattr(packer, "read_patch", interrupt)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped; 48 of 72 patches are packed, and `hcd pack .*` goes on from there"):
+    with pytest.raises(
+        KeyboardInterrupt,
+        match=r"stopped; 48 of 72 patches are packed, and `hcd pack .*` goes on from there",
+    ):
         pack_dataset(copy_of_sample, progress=False)
     monkeypatch.setattr(packer, "read_patch", read)
     assert pack_dataset(copy_of_sample, progress=False).kept == 48
     assert contents(copy_of_sample / "packed") == contents(packed_root / "packed")
 
 
-@pytest.mark.parametrize("damage, kept", [
-    (lambda part: flip(part / "patches.npy", HEADER + 7 * ROW + 5), 7), (lambda part: flip(part / "sha1.npy", HEADER + 7 * 20), 7),
-    (lambda part: os.truncate(part / "patches.npy", HEADER + 9 * ROW + 1), 9),
-    (lambda part: os.truncate(part / "sha1.npy", HEADER + 219), 10),
-    (lambda part: os.truncate(part / "sha1.npy", 5), 0), (lambda part: (part / "sha1.npy").unlink(), 0),
-    (lambda part: (part / "patches.npy").unlink(), 0), (lambda part: flip(part / "patches.npy", 20), 0),
-    (lambda part: flip(part / "ids.npy", HEADER), 0), (lambda part: os.truncate(part / "patches.npy", HEADER + 90 * ROW), 72),
-    (lambda part: (part / "index.json").write_text("{"), 72),
-], ids=["a pixel", "a hash", "fewer pixels", "fewer hashes", "no hash", "no hashes",
-        "no pixels", "a header", "an id", "more", "an index"])
+@pytest.mark.parametrize(
+    "damage, kept",
+    [
+        (lambda part: flip(part / "patches.npy", HEADER + 7 * ROW + 5), 7),
+        (lambda part: flip(part / "sha1.npy", HEADER + 7 * 20), 7),
+        (lambda part: os.truncate(part / "patches.npy", HEADER + 9 * ROW + 1), 9),
+        (lambda part: os.truncate(part / "sha1.npy", HEADER + 219), 10),
+        (lambda part: os.truncate(part / "sha1.npy", 5), 0),
+        (lambda part: (part / "sha1.npy").unlink(), 0),
+        (lambda part: (part / "patches.npy").unlink(), 0),
+        (lambda part: flip(part / "patches.npy", 20), 0),
+        (lambda part: flip(part / "ids.npy", HEADER), 0),
+        (lambda part: os.truncate(part / "patches.npy", HEADER + 90 * ROW), 72),
+        (lambda part: (part / "index.json").write_text("{"), 72),
+    ],
+    ids=[
+        "a pixel",
+        "a hash",
+        "fewer pixels",
+        "fewer hashes",
+        "no hash",
+        "no hashes",
+        "no pixels",
+        "a header",
+        "an id",
+        "more",
+        "an index",
+    ],
+)
 def test_what_a_part_holds_is_kept_only_as_far_as_it_is_proven(root, packed_root, damage, kept):
     os.rename(root / "packed", root / "packed.part")
     damage(root / "packed.part")
@@ -481,7 +638,9 @@ def test_two_at_once_do_not_meet(copy_of_sample, refused):
     assert pack_dataset(copy_of_sample, progress=False).new
 
 
-@pytest.mark.parametrize("number", {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}, ids=os.strerror)
+@pytest.mark.parametrize(
+    "number", {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}, ids=os.strerror
+)
 def test_a_file_system_without_locks_takes_a_pack(copy_of_sample, monkeypatch, number):
     def fail(*args):
         raise OSError(number, os.strerror(number))
@@ -494,7 +653,7 @@ SLOWLY = """
 import sys, time
 from hcd.dataset import packer
 whole, read = packer.map_patches, packer.read_patch
-packer.map_patches = lambda function, rows, title, progress: whole(function, rows, title, progress, chunk=2)
+packer.map_patches = lambda *given: whole(*given, chunk=2)
 packer.read_patch = lambda path, recipe: (time.sleep(0.02), read(path, recipe))[1]
 print("ready", flush=True)
 packer.pack_dataset(sys.argv[1], progress=False)
@@ -502,7 +661,9 @@ packer.pack_dataset(sys.argv[1], progress=False)
 
 
 def test_killed_half_way_it_goes_on_from_there(copy_of_sample, packed_root):
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(copy_of_sample)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, str(copy_of_sample)], stdout=subprocess.PIPE
+    )
     part = copy_of_sample / "packed.part" / "sha1.npy"
     deadline = time.monotonic() + 120
     while not (part.is_file() and part.stat().st_size >= HEADER + 20 * 20):
@@ -512,4 +673,6 @@ def test_killed_half_way_it_goes_on_from_there(copy_of_sample, packed_root):
     process.communicate()
     assert not (copy_of_sample / "packed").exists() and open_dataset(copy_of_sample).packed is None
     report = pack_dataset(copy_of_sample, progress=False)
-    assert 20 <= report.kept < 72 and contents(copy_of_sample / "packed") == contents(packed_root / "packed")
+    assert 20 <= report.kept < 72 and contents(copy_of_sample / "packed") == contents(
+        packed_root / "packed"
+    )

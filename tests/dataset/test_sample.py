@@ -1,4 +1,6 @@
-"""The synthetic data set: layout, ids, outliers, same bytes for one rng_seed, and a label only the centre shows."""
+"""The synthetic data set: layout, ids, outliers, same bytes for one rng_seed, and a label only the
+centre shows."""
+
 import csv
 import hashlib
 import shutil
@@ -15,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from hcd.dataset.opened import open_dataset
 from hcd.dataset.sample import _draw_nuclei, draw_patch, make_sample
 
-REACH = slice(28, 68)  # rows and columns that the label may change: the centre 32 x 32 and 4 px around it
+# rows and columns that the label may change: the centre 32 x 32 and 4 px around it
+REACH = slice(28, 68)
 
 
 def read_rgb(path):
@@ -29,7 +32,11 @@ def read_rows(path):
 
 
 def files_of(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(Path(root).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(Path(root).rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """400 patches and labels that alternate, so that features of one half can be tried on the other."""
+    """400 patches and labels that alternate, so that features of one half can be tried on the
+    other."""
     rng = np.random.default_rng(11)
     labels = np.arange(400) // 2 % 2
     return np.stack([draw_patch(int(label), rng) for label in labels]) / 255, labels
@@ -49,7 +57,9 @@ def drawn():
 
 def held_out_auc(features, labels):
     """AUC on the odd patches of a classifier fitted to the even ones."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(features[::2], labels[::2])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(
+        features[::2], labels[::2]
+    )
     return roc_auc_score(labels[1::2], model.decision_function(features[1::2]))
 
 
@@ -69,7 +79,9 @@ def scale_features(gray):
     return np.array(bands)
 
 
-# -- what is drawn ------------------------------------------------------------------------------------------------
+# -- what is drawn
+# ------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("make_rng", [np.random.default_rng, np.random.RandomState])
 def test_label_changes_the_centre_and_nothing_else(make_rng):
@@ -89,14 +101,19 @@ def test_surroundings_do_not_tell_the_label_but_the_centre_does(drawn):
     frame[:, REACH, REACH] = 0.5
     around = np.hstack([colour_features(patches[:, ring]), scale_features(frame)])
     centre = patches[:, 32:64, 32:64]
-    within = np.hstack([colour_features(centre.reshape(len(centre), -1, 3)), scale_features(centre.mean(axis=3))])
+    within = np.hstack(
+        [colour_features(centre.reshape(len(centre), -1, 3)), scale_features(centre.mean(axis=3))]
+    )
     assert 0.4 < held_out_auc(around, labels) < 0.6
     assert held_out_auc(within, labels) > 0.85
 
 
 def test_neither_brightness_nor_colour_of_the_whole_patch_is_the_label(drawn):
     patches, labels = drawn
-    for value in (patches.mean(axis=(1, 2, 3)), (patches[..., 0] - patches[..., 1]).mean(axis=(1, 2))):
+    for value in (
+        patches.mean(axis=(1, 2, 3)),
+        (patches[..., 0] - patches[..., 1]).mean(axis=(1, 2)),
+    ):
         assert 0.35 < roc_auc_score(labels, value) < 0.65
     darkness = 1 - patches[:, 32:64, 32:64].mean(axis=(1, 2, 3))
     assert roc_auc_score(labels, darkness) < 0.85  # a hint, not the answer
@@ -106,9 +123,12 @@ def test_neither_brightness_nor_colour_of_the_whole_patch_is_the_label(drawn):
 def test_nucleus_has_its_radius_and_place(radius):
     dye = _draw_nuclei(np.array([[30.25, 60.5]]), radius, 0, 1, False, np.random.default_rng(0))
     area = dye / dye.max()
-    assert area.sum() == pytest.approx(np.pi * (radius + 0.5) ** 2, rel=0.05)  # OpenCV's soft edge adds half a px
+    # OpenCV's soft edge adds half a px
+    assert area.sum() == pytest.approx(np.pi * (radius + 0.5) ** 2, rel=0.05)
     y, x = np.mgrid[:96, :96]
-    assert [(area * x).sum() / area.sum(), (area * y).sum() / area.sum()] == pytest.approx([30.25, 60.5], abs=0.15)
+    assert [(area * x).sum() / area.sum(), (area * y).sum() / area.sum()] == pytest.approx(
+        [30.25, 60.5], abs=0.15
+    )
 
 
 def test_colours_are_those_of_the_real_patches(drawn):
@@ -126,23 +146,35 @@ def test_patch_is_96_px_rgb_and_every_draw_differs():
     assert np.array_equal(first, draw_patch(1, np.random.default_rng(0)))
 
 
-# -- what is written ----------------------------------------------------------------------------------------------
+# -- what is written
+# ----------------------------------------------------------------------------------------------
+
 
 def test_same_rng_seed_same_bytes_other_rng_seed_other_patches(root, tmp_path):
     make_sample(tmp_path / "again", train=100, test=40, rng_seed=3)
     make_sample(tmp_path / "other", train=100, test=40, rng_seed=4)
     assert files_of(tmp_path / "again") == files_of(root)
-    names, others = ({path.name for path in folder.glob("*/*.tif")} for folder in (root, tmp_path / "other"))
+    names, others = (
+        {path.name for path in folder.glob("*/*.tif")} for folder in (root, tmp_path / "other")
+    )
     assert not names & others
 
 
 def test_layout_is_the_competitions(root):
-    assert {path.name for path in root.iterdir()} == {"train", "test", "train_labels.csv", "sample_submission.csv",
-                                                      "test_labels.csv", "sample.json"}
+    assert {path.name for path in root.iterdir()} == {
+        "train",
+        "test",
+        "train_labels.csv",
+        "sample_submission.csv",
+        "test_labels.csv",
+        "sample.json",
+    }
     for folder, count in (("train", 100), ("test", 40)):
         rows = read_rows(root / f"{folder}_labels.csv")
         assert list(rows[0]) == ["id", "label"]
-        assert sorted(row["id"] for row in rows) == sorted(path.stem for path in (root / folder).glob("*.tif"))
+        assert sorted(row["id"] for row in rows) == sorted(
+            path.stem for path in (root / folder).glob("*.tif")
+        )
         labels = [row["label"] for row in rows]
         assert labels.count("1") == 0.4 * count and labels.count("0") == 0.6 * count
     assert len({path.stem for path in root.glob("*/*.tif")}) == 140
@@ -158,12 +190,15 @@ def test_files_are_uncompressed_8_bit_rgb_named_by_content(root):
         rgb = read_rgb(path)
         assert rgb.shape == (96, 96, 3) and rgb.dtype == np.uint8
         assert hashlib.sha1(rgb.tobytes()).hexdigest() == path.stem
-        assert rgb.tobytes() in path.read_bytes()  # the pixels lie in the file as they are, in RGB order
+        # the pixels lie in the file as they are, in RGB order
+        assert rgb.tobytes() in path.read_bytes()
 
 
 def test_tiff_is_what_imwrite_writes(root, tmp_path):
     path = next(iter((root / "train").glob("*.tif")))
-    cv2.imwrite(str(tmp_path / "patch.tif"), cv2.imread(str(path)), [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    cv2.imwrite(
+        str(tmp_path / "patch.tif"), cv2.imread(str(path)), [cv2.IMWRITE_TIFF_COMPRESSION, 1]
+    )
     assert (tmp_path / "patch.tif").read_bytes() == path.read_bytes()
 
 
@@ -171,7 +206,10 @@ def test_exactly_one_too_dark_and_two_too_bright_all_negative(root):
     labels = {row["id"]: row["label"] for row in read_rows(root / "train_labels.csv")}
     patches = {path.stem: read_rgb(path) for path in root.glob("*/*.tif")}
     for margin in (0, 3):  # the whole patch, and its 90 px crop
-        crops = {patch_id: rgb[margin:96 - margin, margin:96 - margin] / 255 for patch_id, rgb in patches.items()}
+        crops = {
+            patch_id: rgb[margin : 96 - margin, margin : 96 - margin] / 255
+            for patch_id, rgb in patches.items()
+        }
         dark = [patch_id for patch_id, rgb in crops.items() if rgb.max() < 10 / 255]
         bright = [patch_id for patch_id, rgb in crops.items() if rgb.min() > 245 / 255]
         assert (len(dark), len(bright)) == (1, 2)
@@ -180,7 +218,11 @@ def test_exactly_one_too_dark_and_two_too_bright_all_negative(root):
 
 def test_returns_the_data_set_that_open_dataset_finds(root):
     made, opened = make_sample(root, train=100, test=40, rng_seed=3), open_dataset(root)
-    assert made.labels.equals(opened.labels) and made.sample_ids == opened.sample_ids and made.root == opened.root
+    assert (
+        made.labels.equals(opened.labels)
+        and made.sample_ids == opened.sample_ids
+        and made.root == opened.root
+    )
     assert len(made.labels) == 100 and made.labels["label"].sum() == 40 and len(made.test_ids) == 40
 
 
@@ -189,7 +231,9 @@ def test_smallest_sample_has_both_labels_and_the_outliers(tmp_path):
     assert sorted(row["label"] for row in read_rows(tmp_path / "test_labels.csv")) == ["0", "1"]
 
 
-# -- calling again, and errors ------------------------------------------------------------------------------------
+# -- calling again, and errors
+# ------------------------------------------------------------------------------------
+
 
 def test_equal_call_reuses_without_writing(root):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -215,13 +259,18 @@ def spoil_label(root):
     path.write_text(path.read_text().replace(",0", ",1", 1))
 
 
-@pytest.mark.parametrize("spoil", [
-    spoil_pixel, spoil_label,
-    lambda root: next(iter((root / "test").glob("*.tif"))).unlink(),
-    lambda root: (root / "test" / "extra.tif").write_bytes(b"II*\0"),
-    lambda root: (root / "sample_submission.csv").unlink(),
-    lambda root: (root / "sample.json").unlink(),
-], ids=["pixel", "label", "missing patch", "extra patch", "missing table", "missing card"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_pixel,
+        spoil_label,
+        lambda root: next(iter((root / "test").glob("*.tif"))).unlink(),
+        lambda root: (root / "test" / "extra.tif").write_bytes(b"II*\0"),
+        lambda root: (root / "sample_submission.csv").unlink(),
+        lambda root: (root / "sample.json").unlink(),
+    ],
+    ids=["pixel", "label", "missing patch", "extra patch", "missing table", "missing card"],
+)
 def test_altered_sample_is_refused_and_left_alone(root, tmp_path, spoil):
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
@@ -258,10 +307,16 @@ def test_interrupted_call_leaves_the_folder_empty(tmp_path, monkeypatch):
     assert len(make_sample(tmp_path, train=20, test=4).labels) == 20
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"train": 7}, "train=7 .* 8 or more"), ({"test": 1}, "test=1 .* 2 or more"), ({"train": 20.5}, "train=20.5"),
-    ({"rng_seed": -1}, "rng_seed=-1 .* whole number"), ({"rng_seed": None}, "rng_seed=None"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train": 7}, "train=7 .* 8 or more"),
+        ({"test": 1}, "test=1 .* 2 or more"),
+        ({"train": 20.5}, "train=20.5"),
+        ({"rng_seed": -1}, "rng_seed=-1 .* whole number"),
+        ({"rng_seed": None}, "rng_seed=None"),
+    ],
+)
 def test_bad_arguments(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_sample(tmp_path, **arguments)

@@ -1,4 +1,5 @@
 """The fast way into an uncompressed TIFF: what OpenCV reads, or None, and never anything else."""
+
 import random
 import struct
 
@@ -41,8 +42,17 @@ def test_other_kinds_are_left_to_a_decoder():
     gray = cv2.imencode(".tif", rgb[:, :, 0], list(PLAIN))[1].tobytes()
     deep = cv2.imencode(".tif", rgb.astype(np.uint16), list(PLAIN))[1].tobytes()
     alpha = cv2.imencode(".tif", np.dstack([rgb, rgb[:, :, :1]]), list(PLAIN))[1].tobytes()
-    others = [b"", b"II*\0", b"MM\0*" + bytes(40), tiff(rgb, cv2.IMWRITE_TIFF_COMPRESSION, 5), gray, deep, alpha,
-              cv2.imencode(".png", rgb)[1].tobytes(), b"II*\0\x08\0\0\0" + bytes(100)]
+    others = [
+        b"",
+        b"II*\0",
+        b"MM\0*" + bytes(40),
+        tiff(rgb, cv2.IMWRITE_TIFF_COMPRESSION, 5),
+        gray,
+        deep,
+        alpha,
+        cv2.imencode(".png", rgb)[1].tobytes(),
+        b"II*\0\x08\0\0\0" + bytes(100),
+    ]
     assert [plain_rgb(content) for content in others] == [None] * len(others)
 
 
@@ -61,7 +71,9 @@ def test_damaged_directories_give_none_or_bytes_of_the_file():
     for _ in range(20000):
         damaged = bytearray(content)
         for _ in range(rng.randint(1, 3)):
-            damaged[rng.choice([rng.randrange(8), rng.randrange(start, len(content))])] = rng.randrange(256)
+            damaged[rng.choice([rng.randrange(8), rng.randrange(start, len(content))])] = (
+                rng.randrange(256)
+            )
         pixels = plain_rgb(bytes(damaged))
         if pixels is not None:
             kept += 1

@@ -1,4 +1,6 @@
-"""A file is there in full or not at all, whatever stops its writing; no run is written over another."""
+"""A file is there in full or not at all, whatever stops its writing; no run is written over
+another."""
+
 import errno
 import json
 import os
@@ -45,6 +47,7 @@ def tiny_disk(tmp_path):
 
 # whole_write
 
+
 def test_it_writes_bytes_and_text_and_leaves_nothing_beside(tmp_path):
     write(tmp_path / "a", b"\0\1")
     with whole_write(tmp_path / "b", "w", encoding="latin-1", newline="") as file:
@@ -57,7 +60,9 @@ def test_a_link_is_replaced_and_a_pipe_or_device_is_refused(tmp_path):
     (tmp_path / "victim").write_bytes(b"old")
     (tmp_path / "link").symlink_to("victim")
     write(tmp_path / "link", b"new")
-    assert (tmp_path / "victim").read_bytes() == b"old" and (tmp_path / "link").read_bytes() == b"new"
+    assert (tmp_path / "victim").read_bytes() == b"old" and (
+        tmp_path / "link"
+    ).read_bytes() == b"new"
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "null").symlink_to(os.devnull)
     for name in ("pipe", "null"):
@@ -89,10 +94,13 @@ def test_an_interruption_leaves_the_older_file_and_nothing_beside(tmp_path, erro
 def test_a_kill_at_any_moment_leaves_the_older_file_or_the_new_one(tmp_path):
     path, size = tmp_path / "a", 300_000
     path.write_bytes(b"\0" * size)
-    code = (f"import importlib.util; spec = importlib.util.spec_from_file_location('files', {files.__file__!r}); "
-            "files = importlib.util.module_from_spec(spec); spec.loader.exec_module(files); number = 0\n"
-            f"while True:\n number += 1\n with files.whole_write({str(path)!r}) as file:\n"
-            f"  for _ in range(10): file.write(bytes([number % 256]) * {size // 10})\n  if number == 1: print(flush=True)")
+    code = (
+        "import importlib.util; spec = importlib.util.spec_from_file_location('files',"
+        f" {files.__file__!r}); files = importlib.util.module_from_spec(spec);"
+        " spec.loader.exec_module(files); number = 0\nwhile True:\n number += 1\n with"
+        f" files.whole_write({str(path)!r}) as file:\n  for _ in range(10):"
+        f" file.write(bytes([number % 256]) * {size // 10})\n  if number == 1: print(flush=True)"
+    )
     seen = set()
     for attempt in range(6):
         with subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE) as writer:
@@ -111,7 +119,9 @@ def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch, refused, call)
     path = tmp_path / "a"
     path.write_bytes(b"old")
     monkeypatch.setattr(os, call, fail_with(errno.ENOSPC))
-    with refused(OSError, path, "cannot be written", "No space left on device", "nothing was changed") as caught:
+    with refused(
+        OSError, path, "cannot be written", "No space left on device", "nothing was changed"
+    ) as caught:
         write(path, b"new")
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
@@ -145,19 +155,26 @@ def nn_of(count):
 
 def test_places_that_cannot_be_written(tmp_path, refused):
     (tmp_path / "file").write_bytes(b"kept")
-    for path in (tmp_path / "file" / "a", tmp_path / "none" / "a", tmp_path / ("n" * 300), tmp_path):
+    for path in (
+        tmp_path / "file" / "a",
+        tmp_path / "none" / "a",
+        tmp_path / ("n" * 300),
+        tmp_path,
+    ):
         with refused(OSError, path, "cannot be written", "name another place"):
             write(path, b"x")
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"kept"
 
 
 def test_a_folder_without_permission(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr("builtins.open", fail_with(errno.EACCES))  # the tests may run as root, whom permissions do not bind
+    # the tests may run as root, whom permissions do not bind
+    monkeypatch.setattr("builtins.open", fail_with(errno.EACCES))
     with refused(PermissionError, tmp_path / "a", "Permission denied"):
         write(tmp_path / "a", b"x")
 
 
 # JSON
+
 
 def test_json_comes_back_as_it_was(tmp_path):
     content = {"auc": 0.9941, "names": ["ä", None, True], "nested": {"1": [1e-6, -3]}}
@@ -175,11 +192,18 @@ def test_what_is_no_json_leaves_the_older_file(tmp_path, content):
 
 # folders
 
+
 def test_every_run_gets_a_folder_of_its_own(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: new_run_folder(tmp_path / "outputs", "sample"), range(40)))
-    assert len(set(folders)) == 40 and all(folder.is_dir() and not os.listdir(folder) for folder in folders)
-    assert all(time.strftime("%Y%m%d") in folder.name and "-sample" in folder.name for folder in folders)
+        folders = list(
+            pool.map(lambda _: new_run_folder(tmp_path / "outputs", "sample"), range(40))
+        )
+    assert len(set(folders)) == 40 and all(
+        folder.is_dir() and not os.listdir(folder) for folder in folders
+    )
+    assert all(
+        time.strftime("%Y%m%d") in folder.name and "-sample" in folder.name for folder in folders
+    )
 
 
 def test_without_a_name_the_run_goes_under_outputs_beside_or_above(tmp_path, monkeypatch):
@@ -194,7 +218,9 @@ def test_without_a_name_the_run_goes_under_outputs_beside_or_above(tmp_path, mon
 @pytest.mark.parametrize("name", ["metrics.json", "models", "model"])
 def test_an_earlier_run_is_never_written_over(tmp_path, refused, name):
     (tmp_path / "notes.txt").touch()
-    assert prepare_output(tmp_path) == tmp_path and prepare_output(str(tmp_path / "a" / "b")).is_dir()
+    assert (
+        prepare_output(tmp_path) == tmp_path and prepare_output(str(tmp_path / "a" / "b")).is_dir()
+    )
     (tmp_path / name).mkdir()
     with refused(FileExistsError, tmp_path, name, "never written over"):
         prepare_output(tmp_path)
@@ -204,8 +230,12 @@ def test_an_earlier_run_is_never_written_over(tmp_path, refused, name):
 def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch, refused, make):
     (tmp_path / "file").write_bytes(b"kept")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for path, words in ((tmp_path / "file", "is a file"), (tmp_path / "link", "is a file"),
-                        (tmp_path / "file" / "deeper", "cannot be written"), (tmp_path / ("n" * 300), "File name too long")):
+    for path, words in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "link", "is a file"),
+        (tmp_path / "file" / "deeper", "cannot be written"),
+        (tmp_path / ("n" * 300), "File name too long"),
+    ):
         with refused(OSError, path, words, "name a"):
             make(path)
     assert (tmp_path / "file").read_bytes() == b"kept"
@@ -214,10 +244,14 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch, refused,
         make(tmp_path / "new")
 
 
-@pytest.mark.parametrize("number", {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}, ids=os.strerror)
+@pytest.mark.parametrize(
+    "number", {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}, ids=os.strerror
+)
 def test_a_file_system_without_locks_takes_a_run(tmp_path, monkeypatch, number):
     monkeypatch.setattr(pytest.importorskip("fcntl"), "lockf", fail_with(number))
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waits for a lock that nobody holds"))
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: pytest.fail("waits for a lock that nobody holds")
+    )
     assert prepare_output(tmp_path) == tmp_path
 
 
@@ -244,4 +278,6 @@ def test_empty_folder_wants_nothing_in_it_and_leaves_nothing(tmp_path, refused):
     (tmp_path / "a" / ".hidden").touch()
     with refused(FileExistsError, tmp_path / "a", "is not empty"):
         empty_folder(tmp_path / "a")
-    assert writable_folder(tmp_path / "a") == tmp_path / "a" and os.listdir(tmp_path / "a") == [".hidden"]
+    assert writable_folder(tmp_path / "a") == tmp_path / "a" and os.listdir(tmp_path / "a") == [
+        ".hidden"
+    ]

@@ -1,4 +1,6 @@
-"""Each piece of compat is needed, works, and touches nothing outside hcd; no file that holds code is ever run."""
+"""Each piece of compat is needed, works, and touches nothing outside hcd; no file that holds code
+is ever run."""
+
 import contextlib
 import inspect
 import io
@@ -33,8 +35,12 @@ from hcd.engine import compat
 
 def small_model(rng_seed=0):
     torch.manual_seed(rng_seed)
-    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 5, 4), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-                         nn.Sequential(nn.Linear(4, 2)))
+    return nn.Sequential(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 5, 4), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ),
+        nn.Sequential(nn.Linear(4, 2)),
+    )
 
 
 def make(kind, databunch, folder, rng_seed=0):
@@ -55,7 +61,9 @@ def weights(learner):
 
 
 def equal(some, other):
-    return some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in some)
+    return some.keys() == other.keys() and all(
+        torch.equal(some[name], other[name]) for name in some
+    )
 
 
 def moments(learner):
@@ -66,6 +74,7 @@ def moments(learner):
 
 # Learner
 
+
 def test_fastais_own_load_fails_after_a_fit_and_ours_restores_all(databunch, fitted, tmp_path):
     fitted.save("a")
     with pytest.raises(pickle.UnpicklingError, match="numpy"):
@@ -75,10 +84,14 @@ def test_fastais_own_load_fails_after_a_fit_and_ours_restores_all(databunch, fit
     assert equal(weights(fresh), weights(fitted))
     assert len(moments(fresh)) == len(moments(fitted)) > 0
     assert all(torch.equal(a, b) for a, b in zip(moments(fresh), moments(fitted)))
-    assert [group["betas"] for group in fresh.opt.opt.param_groups] == [group["betas"] for group in fitted.opt.opt.param_groups]
+    assert [group["betas"] for group in fresh.opt.opt.param_groups] == [
+        group["betas"] for group in fitted.opt.opt.param_groups
+    ]
 
 
-def test_fastais_own_lr_find_fails_after_a_fit_and_ours_leaves_the_weights(databunch, fitted, tmp_path):
+def test_fastais_own_lr_find_fails_after_a_fit_and_ours_leaves_the_weights(
+    databunch, fitted, tmp_path
+):
     plain = make(fastai.basic_train.Learner, databunch, tmp_path / "plain")
     plain.fit_one_cycle(1, 1e-2)
     with pytest.raises(pickle.UnpicklingError, match="numpy"):
@@ -86,7 +99,9 @@ def test_fastais_own_lr_find_fails_after_a_fit_and_ours_leaves_the_weights(datab
     before, kept = weights(fitted), moments(fitted)
     fitted.lr_find(num_it=3)
     assert len(fitted.recorder.losses) >= 2
-    assert equal(weights(fitted), before) and all(torch.equal(a, b) for a, b in zip(moments(fitted), kept))
+    assert equal(weights(fitted), before) and all(
+        torch.equal(a, b) for a, b in zip(moments(fitted), kept)
+    )
 
 
 def test_a_loaded_learner_trains_on_as_the_saved_one_would(databunch, fitted, tmp_path):
@@ -105,8 +120,13 @@ def test_save_writes_what_fastais_save_writes(databunch, fitted, tmp_path):
     path = fitted.save("ours", return_path=True)
     assert path == tmp_path / "models" / "ours.pth" and fitted.save("ours") is None
     fastai.basic_train.Learner.save(fitted, "plain")
-    ours, plain = (compat.load_tensors(tmp_path / "models" / f"{name}.pth") for name in ("ours", "plain"))
-    assert equal(ours["model"], plain["model"]) and ours["opt"]["param_groups"] == plain["opt"]["param_groups"]
+    ours, plain = (
+        compat.load_tensors(tmp_path / "models" / f"{name}.pth") for name in ("ours", "plain")
+    )
+    assert (
+        equal(ours["model"], plain["model"])
+        and ours["opt"]["param_groups"] == plain["opt"]["param_groups"]
+    )
     assert sorted(os.listdir(tmp_path / "models")) == ["ours.pth", "plain.pth"]
     fitted.save("weights", with_opt=False)
     assert equal(compat.load_tensors(tmp_path / "models" / "weights.pth"), weights(fitted))
@@ -126,10 +146,16 @@ def test_an_interrupted_save_leaves_the_older_file(fitted, tmp_path, monkeypatch
     before = path.read_bytes()
     for error in (KeyboardInterrupt, MemoryError):
         with monkeypatch.context() as patch, pytest.raises(error):
-            patch.setattr(torch, "save", lambda *args, error=error, **kwargs: (_ for _ in ()).throw(error))
+            patch.setattr(
+                torch, "save", lambda *args, error=error, **kwargs: (_ for _ in ()).throw(error)
+            )
             fitted.save("a")
     with monkeypatch.context() as patch, refused(OSError, path, "No space left"):
-        patch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            os,
+            "fsync",
+            lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         fitted.save("a")
     assert path.read_bytes() == before and os.listdir(path.parent) == ["a.pth"]
 
@@ -152,7 +178,9 @@ def test_c2_fastais_load_swallows_a_failed_restore_and_ours_raises(databunch, tm
     assert plain.opt.opt.param_groups[0]["lr"] != learner.opt.opt.param_groups[0]["lr"]
     ours = make(hcd.Learner, databunch, tmp_path, rng_seed=1)
     ours.create_opt(5e-2)
-    with refused(ValueError, tmp_path / "models" / "frozen.pth", "other trainable layers", "with_opt=False"):
+    with refused(
+        ValueError, tmp_path / "models" / "frozen.pth", "other trainable layers", "with_opt=False"
+    ):
         ours.load("frozen")
     assert equal(weights(ours), weights(learner))  # in place by then
     assert equal(weights(ours.load("frozen", with_opt=False)), weights(learner))
@@ -165,7 +193,11 @@ def test_c2_fastais_load_swallows_a_failed_restore_and_ours_raises(databunch, tm
 def test_files_that_do_not_fit_are_refused(databunch, fitted, tmp_path, refused):
     folder = tmp_path / "models"
     fitted.save("weights", with_opt=False)
-    other = hcd.Learner(databunch, nn.Sequential(nn.Sequential(nn.Flatten()), nn.Linear(3 * 90 * 90, 2)), path=tmp_path)
+    other = hcd.Learner(
+        databunch,
+        nn.Sequential(nn.Sequential(nn.Flatten()), nn.Linear(3 * 90 * 90, 2)),
+        path=tmp_path,
+    )
     with refused(ValueError, folder / "weights.pth", "another model", "the arch that was saved"):
         other.load("weights")
     with refused(ValueError, folder / "weights.pth", "no optimiser state", "with_opt=False"):
@@ -180,7 +212,13 @@ def test_files_that_do_not_fit_are_refused(databunch, fitted, tmp_path, refused)
     for option in ("purge", "remove_module"):
         with refused(ValueError, option, "leave them False"):
             fitted.load("weights", **{option: True})
-    wrong = {"list": [1], "tensor": torch.ones(2), "model": {"model": 3, "opt": {}}, "empty": {}, "names": {1: 2}}
+    wrong = {
+        "list": [1],
+        "tensor": torch.ones(2),
+        "model": {"model": 3, "opt": {}},
+        "empty": {},
+        "names": {1: 2},
+    }
     for name, state in wrong.items():
         torch.save(state, folder / f"{name}.pth")
         with refused(ValueError, folder / f"{name}.pth"):
@@ -193,11 +231,17 @@ def test_files_that_do_not_fit_are_refused(databunch, fitted, tmp_path, refused)
 
 def test_it_has_fastais_signatures():
     for name in ("save", "load"):
-        ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (compat.Learner, fastai.basic_train.Learner))
-        assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+        ours, theirs = (
+            inspect.signature(getattr(kind, name)).parameters
+            for kind in (compat.Learner, fastai.basic_train.Learner)
+        )
+        assert [(p.name, p.default) for p in ours.values()] == [
+            (p.name, p.default) for p in theirs.values()
+        ]
 
 
 # no code is run
+
 
 class Call:
     """An object whose unpickling calls a function."""
@@ -216,14 +260,23 @@ def attempts(witness):
     array = np.empty(1, dtype=object)
     array[0] = Call(exec, touch)
     return {
-        "os.system": Call(os.system, f"touch {witness}"), "eval": Call(eval, touch), "exec": Call(exec, touch),
-        "subprocess": Call(subprocess.call, ["touch", str(witness)]), "open": Call(open, str(witness), "w"),
-        "in the model": {"model": {"a": nested}, "opt": {}}, "in the optimiser": {"model": {}, "opt": {"state": nested}},
-        "in a list": [torch.ones(1), [nested]], "as a key": {Call(os.makedirs, str(witness)): 1},
-        "in a numpy array": array, "beside numpy numbers": {"lr": np.float64(1), "x": Call(exec, touch)},
-        "through getattr": Call(getattr, Call(__import__, "os"), "getpid"), "torch.load": Call(torch.load, str(witness)),
-        "numpy.load": Call(np.load, str(witness), None, True), "in an OrderedDict": OrderedDict(a=nested),
-        "a dtype with code": Call(np.dtype, Call(eval, touch)), "a module": nn.Linear(1, 1),
+        "os.system": Call(os.system, f"touch {witness}"),
+        "eval": Call(eval, touch),
+        "exec": Call(exec, touch),
+        "subprocess": Call(subprocess.call, ["touch", str(witness)]),
+        "open": Call(open, str(witness), "w"),
+        "in the model": {"model": {"a": nested}, "opt": {}},
+        "in the optimiser": {"model": {}, "opt": {"state": nested}},
+        "in a list": [torch.ones(1), [nested]],
+        "as a key": {Call(os.makedirs, str(witness)): 1},
+        "in a numpy array": array,
+        "beside numpy numbers": {"lr": np.float64(1), "x": Call(exec, touch)},
+        "through getattr": Call(getattr, Call(__import__, "os"), "getpid"),
+        "torch.load": Call(torch.load, str(witness)),
+        "numpy.load": Call(np.load, str(witness), None, True),
+        "in an OrderedDict": OrderedDict(a=nested),
+        "a dtype with code": Call(np.dtype, Call(eval, touch)),
+        "a module": nn.Linear(1, 1),
     }
 
 
@@ -231,8 +284,11 @@ FORMS = [(name, form) for name in attempts("") for form in ("zip", "legacy", "pi
 
 
 @pytest.mark.parametrize("name, form", [*FORMS, ("TorchScript", "zip")])
-def test_a_file_that_holds_code_runs_nothing(databunch, sample, tmp_path, refused, monkeypatch, name, form):
-    """Handed to Learner.load, to the cache of pretrained weights and to a resumed run; model folders are in test_export.py."""
+def test_a_file_that_holds_code_runs_nothing(
+    databunch, sample, tmp_path, refused, monkeypatch, name, form
+):
+    """Handed to Learner.load, to the cache of pretrained weights and to a resumed run; model
+    folders are in test_export.py."""
     witness, path = tmp_path / "witness", tmp_path / "models" / "a.pth"
     path.parent.mkdir()
     if name == "TorchScript":
@@ -257,11 +313,16 @@ def test_a_file_that_holds_code_runs_nothing(databunch, sample, tmp_path, refuse
         hcd.Checkpoints(tmp_path, hcd.Recipe.sample(), sample, resume=True)
     path.rename(cache / "squeezenet1_1-b8a52dc0.pth")
     with refused(ValueError, cache):
-        hcd.get_learner(databunch, hcd.Recipe.sample(arch="squeezenet1_1", pretrained=True), path=tmp_path)
+        hcd.get_learner(
+            databunch, hcd.Recipe.sample(arch="squeezenet1_1", pretrained=True), path=tmp_path
+        )
     assert not witness.exists() and equal(weights(learner), before)
 
 
-@pytest.mark.parametrize("name", ["os.system", "eval", "exec", "subprocess", "in the optimiser", "as a key", "in a numpy array"])
+@pytest.mark.parametrize(
+    "name",
+    ["os.system", "eval", "exec", "subprocess", "in the optimiser", "as a key", "in a numpy array"],
+)
 def test_these_files_do_run_code_when_unpickled_in_full(tmp_path, name):
     torch.save(attempts(tmp_path / "witness")[name], tmp_path / "a.pth")
     with contextlib.suppress(TypeError):  # of a dict with an unhashable key, after the call
@@ -286,7 +347,11 @@ def test_only_numpys_numbers_are_let_in_and_only_while_loading(tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_damaged_files_are_refused_or_read_never_anything_else(fitted, tmp_path, refused, zipped):
     buffer, path = io.BytesIO(), tmp_path / "a.pth"
-    torch.save({"model": fitted.model.state_dict(), "opt": fitted.opt.state_dict()}, buffer, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"model": fitted.model.state_dict(), "opt": fitted.opt.state_dict()},
+        buffer,
+        _use_new_zipfile_serialization=zipped,
+    )
     content, rng, outcomes = buffer.getvalue(), random.Random(0), {True: 0, False: 0}
     for number in range(250):
         damaged = bytearray(content)
@@ -294,12 +359,16 @@ def test_damaged_files_are_refused_or_read_never_anything_else(fitted, tmp_path,
             for _ in range(rng.randint(1, 8)):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         else:
-            del damaged[rng.randrange(len(damaged)):]
+            del damaged[rng.randrange(len(damaged)) :]
         path.write_bytes(damaged)
         try:
             compat.load_tensors(path)
         except ValueError as error:
-            assert "it is damaged or holds code" in str(error) and str(path) in str(error) and "\n" not in str(error)
+            assert (
+                "it is damaged or holds code" in str(error)
+                and str(path) in str(error)
+                and "\n" not in str(error)
+            )
             outcomes[False] += 1
         else:
             outcomes[True] += 1
@@ -337,20 +406,33 @@ def test_another_pickle_protocol_loads_without_a_warning(fitted, tmp_path, refus
 
 def test_only_what_damaged_bytes_raise_is_called_damage(fitted, monkeypatch, refused):
     path = fitted.save("a", return_path=True)
-    for owner, name, error in ((Path, "read_bytes", OSError(5, "Input/output error")), (Path, "read_bytes", PermissionError(13, "no")),
-                               (Path, "read_bytes", MemoryError()), (torch, "load", MemoryError())):
+    for owner, name, error in (
+        (Path, "read_bytes", OSError(5, "Input/output error")),
+        (Path, "read_bytes", PermissionError(13, "no")),
+        (Path, "read_bytes", MemoryError()),
+        (torch, "load", MemoryError()),
+    ):
         with monkeypatch.context() as patch, pytest.raises(type(error)) as caught:
-            patch.setattr(owner, name, lambda *args, error=error, **kwargs: (_ for _ in ()).throw(error))
+            patch.setattr(
+                owner, name, lambda *args, error=error, **kwargs: (_ for _ in ()).throw(error)
+            )
             compat.load_tensors(path)
         assert caught.value is error
-    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(22, "Invalid argument")))
+    monkeypatch.setattr(
+        torch,
+        "load",
+        lambda *args, **kwargs: (_ for _ in ()).throw(OSError(22, "Invalid argument")),
+    )
     with refused(ValueError, path, "Invalid argument", "damaged"):
         compat.load_tensors(path)
 
 
 # an export, for those who trust it
 
-def test_fastais_load_learner_fails_and_ours_gives_the_same_probabilities(databunch, fitted, tmp_path):
+
+def test_fastais_load_learner_fails_and_ours_gives_the_same_probabilities(
+    databunch, fitted, tmp_path
+):
     with open(tmp_path / "export.pkl", "wb") as file:
         fitted.export(file)
     with pytest.raises(pickle.UnpicklingError):
@@ -363,6 +445,7 @@ def test_fastais_load_learner_fails_and_ours_gives_the_same_probabilities(databu
 
 # DataLoader
 
+
 class Numbers(torch.utils.data.Dataset):
     note = "of the data set"
 
@@ -373,8 +456,15 @@ class Numbers(torch.utils.data.Dataset):
         return torch.tensor([float(index)]), index
 
 
-@pytest.mark.parametrize("options", [dict(generator=torch.Generator()), dict(num_workers=1, persistent_workers=True),
-                                     dict(num_workers=1, prefetch_factor=3)], ids=lambda options: list(options)[-1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(generator=torch.Generator()),
+        dict(num_workers=1, persistent_workers=True),
+        dict(num_workers=1, prefetch_factor=3),
+    ],
+    ids=lambda options: list(options)[-1],
+)
 def test_torchs_loader_takes_no_new_options_beside_fastai_and_ours_does(options):
     with pytest.raises(TypeError, match=list(options)[-1]):
         torch.utils.data.DataLoader(Numbers(), **options)
@@ -384,7 +474,9 @@ def test_torchs_loader_takes_no_new_options_beside_fastai_and_ours_does(options)
 
 def test_a_generator_of_its_own_decides_the_order():
     def order(rng_seed):
-        loader = compat.DataLoader(Numbers(), batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(rng_seed))
+        loader = compat.DataLoader(
+            Numbers(), batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(rng_seed)
+        )
         return [n for _, y in loader for n in y.tolist()]
 
     assert order(1) == order(1) != order(2) and sorted(order(1)) == list(range(20))
@@ -403,26 +495,35 @@ def test_persistent_workers_stay_between_passes():
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("amid", [False, True], ids=["between passes", "amid a pass"])
 def test_after_workers_have_died_a_pass_gives_everything(ctrl_c, monkeypatch, stop, amid):
-    # torch raises from a signal handler, which could hit any line of this test; in its passes it finds out all the same
-    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_error_if_any_worker_fails", lambda: None)
-    loader = compat.DataLoader(Numbers(), batch_size=1, num_workers=2, persistent_workers=True, timeout=1)
+    # torch raises from a signal handler, which could hit any line of this test; in its passes it
+    # finds out all the same
+    monkeypatch.setattr(
+        torch.utils.data._utils.signal_handling, "_error_if_any_worker_fails", lambda: None
+    )
+    loader = compat.DataLoader(
+        Numbers(), batch_size=1, num_workers=2, persistent_workers=True, timeout=1
+    )
     assert len(list(loader)) == 20
     workers = loader._iterator._workers
     running = iter(loader) if amid else iter(())
     next(running, None)
-    for worker in workers if stop == signal.SIGINT else workers[:1]:  # Ctrl-C in a notebook goes to all
+    # Ctrl-C in a notebook goes to all
+    for worker in workers if stop == signal.SIGINT else workers[:1]:
         os.kill(worker.pid, stop)
         worker.join()
     with contextlib.suppress(Exception):  # of many kinds, by what was under way
         list(running)
     for _ in range(2):
         assert [n for _, y in loader for n in y.tolist()] == list(range(20))
-    assert not any(worker.is_alive() for worker in workers)  # nor is one that was left alive forgotten
+    # nor is one that was left alive forgotten
+    assert not any(worker.is_alive() for worker in workers)
     loader._iterator._shutdown_workers()
 
 
 def test_fastai_copies_and_uses_it():
-    ours = DeviceDataLoader(compat.DataLoader(Numbers(), batch_size=4, drop_last=True), torch.device("cpu"))
+    ours = DeviceDataLoader(
+        compat.DataLoader(Numbers(), batch_size=4, drop_last=True), torch.device("cpu")
+    )
     assert len(list(ours)) == 5 and ours.note == "of the data set"
     copy = ours.new(batch_size=6, shuffle=False)
     assert type(copy.dl) is compat.DataLoader and [len(y) for _, y in copy] == [6, 6, 6]
@@ -432,11 +533,20 @@ def test_fastai_copies_and_uses_it():
 
 # architectures and their weights
 
+
 def test_find_arch(refused):
     assert compat.find_arch("densenet169") is torchvision.models.densenet169
     assert compat.find_arch(small_model) is small_model
-    for name, meant in (("densenet-169", "densenet169"), ("resnet19", "resnet1"), ("ResNet18", "resnet18"), ("", "densenet169"),
-                        ("list_models", ""), ("resnet", "resnet"), ("fasterrcnn_resnet50_fpn", ""), ("__doc__", "")):
+    for name, meant in (
+        ("densenet-169", "densenet169"),
+        ("resnet19", "resnet1"),
+        ("ResNet18", "resnet18"),
+        ("", "densenet169"),
+        ("list_models", ""),
+        ("resnet", "resnet"),
+        ("fasterrcnn_resnet50_fpn", ""),
+        ("__doc__", ""),
+    ):
         with refused(ValueError, f"arch={name!r}", "did you mean", meant):
             compat.find_arch(name)
 
@@ -461,7 +571,10 @@ def test_torchvision_warns_of_a_pretrained_flag_and_ours_does_not(shared, monkey
 
 def test_without_pretrained_weights_none_are_looked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert isinstance(compat.with_pretrained_flag(torchvision.models.squeezenet1_1)(False), torchvision.models.SqueezeNet)
+    assert isinstance(
+        compat.with_pretrained_flag(torchvision.models.squeezenet1_1)(False),
+        torchvision.models.SqueezeNet,
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -498,10 +611,18 @@ def offline(monkeypatch, tmp_path):
 
 
 def test_no_weights_and_no_network(databunch, offline, tmp_path, refused):
-    file, recipe = tmp_path / "cache" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth", hcd.Recipe(arch="squeezenet1_1")
-    for call in (lambda: compat.require_weights(torchvision.models.squeezenet1_1), lambda: hcd.check_machine(recipe),
-                 lambda: hcd.get_learner(databunch, recipe)):
-        with refused(FileNotFoundError, "squeezenet1_1", file, "name resolution", "pretrained=False"):
+    file, recipe = (
+        tmp_path / "cache" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth",
+        hcd.Recipe(arch="squeezenet1_1"),
+    )
+    for call in (
+        lambda: compat.require_weights(torchvision.models.squeezenet1_1),
+        lambda: hcd.check_machine(recipe),
+        lambda: hcd.get_learner(databunch, recipe),
+    ):
+        with refused(
+            FileNotFoundError, "squeezenet1_1", file, "name resolution", "pretrained=False"
+        ):
             call()
     assert len(offline) == 3 and all(url.endswith("/squeezenet1_1-b8a52dc0.pth") for url in offline)
     hcd.check_machine(hcd.Recipe(arch="squeezenet1_1", pretrained=False))
@@ -566,7 +687,9 @@ def seed():
     random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
 """
 
-BESIDE = STATE + """
+BESIDE = (
+    STATE
+    + """
 import sys, types, warnings
 quiet = ("ignore", None, Warning, None, 0)
 warnings.filters.insert(0, quiet)  # not what is under test
@@ -594,12 +717,16 @@ other = [key for key in before if key not in after or before[key] is not after[k
 print(len(before), sorted(map(str, new)), sorted(map(str, other)), sep="\\n")
 print(state_before, state_after, sep="\\n")
 """
+)
 
-ALONE = STATE + """
+ALONE = (
+    STATE
+    + """
 import hcd
 seed()
 print(state())
 """
+)
 
 
 def run_python(code):
@@ -612,7 +739,9 @@ def run_python(code):
 @pytest.fixture(scope="module")
 def beside():
     count, new, other, before, after = run_python(BESIDE)[0][-5:]
-    return SimpleNamespace(count=int(count), new=new, other=other, before=json.loads(before), after=json.loads(after))
+    return SimpleNamespace(
+        count=int(count), new=new, other=other, before=json.loads(before), after=json.loads(after)
+    )
 
 
 def test_importing_hcd_replaces_nothing_in_any_other_module_or_class(beside):
@@ -658,9 +787,13 @@ def test_in_a_terminal_fastai_prints_its_table_and_nothing_warns(tmp_path, monke
     rows = [line for line in printed[table:] if re.match(r"\d", line)]
     assert re.fullmatch(r"0 +\d+\.\d{6} +\d+\.\d{6} +[01]\.\d{6} +\d\d:\d\d +", rows[0]), rows
     assert "Warning" not in errors, errors
-    assert all(os.path.isfile(name) for name in ("models/stage1.pth", "submission.csv", "model/card.json"))
+    assert all(
+        os.path.isfile(name) for name in ("models/stage1.pth", "submission.csv", "model/card.json")
+    )
 
 
-@pytest.mark.skipif(int(version("setuptools").split(".")[0]) < 67, reason="setuptools began to warn with 67")
+@pytest.mark.skipif(
+    int(version("setuptools").split(".")[0]) < 67, reason="setuptools began to warn with 67"
+)
 def test_fastai_alone_warns_on_import():
     assert "pkg_resources is deprecated" in run_python("import fastai.vision")[1]

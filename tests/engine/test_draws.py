@@ -1,4 +1,6 @@
-"""With an rng_seed a draw depends on its pass and its index alone; without one everything is as fastai has it."""
+"""With an rng_seed a draw depends on its pass and its index alone; without one everything is as
+fastai has it."""
+
 import pickle
 import random
 from dataclasses import replace
@@ -15,7 +17,9 @@ from hcd.engine.draws import Passes, PassLoader
 def everything(data):
     """Return the bytes of two passes over each part, validation in between as training does it."""
     parts = [data.train_dl, data.valid_dl, data.train_dl, data.valid_dl, data.test_dl, data.fix_dl]
-    return [[(images.numpy().tobytes(), labels.tolist()) for images, labels in part] for part in parts]
+    return [
+        [(images.numpy().tobytes(), labels.tolist()) for images, labels in part] for part in parts
+    ]
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -26,7 +30,8 @@ def test_the_number_of_workers_changes_no_draw_and_no_order(sample, small_recipe
         data = make_databunch(sample, recipe, split[1], num_workers=workers, device="cpu")
         random.seed(1), torch.manual_seed(1), np.random.seed(1)
         seen.append(everything(data))
-        after.append((random.random(), torch.rand(1).item(), np.random.rand()))  # no generator of the process was touched
+        # no generator of the process was touched
+        after.append((random.random(), torch.rand(1).item(), np.random.rand()))
     assert seen[0] == seen[1] == seen[2]
     assert after[0] == after[1] == after[2]
     assert seen[0][0] != seen[0][2] and seen[0][1] != seen[0][3]  # a fresh draw in each pass
@@ -38,19 +43,33 @@ def test_draws_are_those_of_the_pass_and_the_index(sample, small_recipe, split):
     images = torch.cat([x for x, _ in data.valid_dl])  # the second pass
     mean, std = (np.float32(values) for values in (small_recipe.mean, small_recipe.std))
     for index, item in enumerate(data.valid_ds.items):
-        crop = read_cropped_image(sample.root / item, recipe=small_recipe, rng=Passes(small_recipe.rng_seed).rng(2, index))
-        np.testing.assert_allclose(images[index].numpy(), ((crop - mean) / std).transpose(2, 0, 1), atol=1e-5)
+        crop = read_cropped_image(
+            sample.root / item, recipe=small_recipe, rng=Passes(small_recipe.rng_seed).rng(2, index)
+        )
+        np.testing.assert_allclose(
+            images[index].numpy(), ((crop - mean) / std).transpose(2, 0, 1), atol=1e-5
+        )
 
 
 def test_another_rng_seed_draws_otherwise(sample, small_recipe, split):
-    one, other = (everything(make_databunch(sample, replace(small_recipe, rng_seed=seed), split[1], num_workers=0, device="cpu"))
-                  for seed in (0, 1))
+    one, other = (
+        everything(
+            make_databunch(
+                sample, replace(small_recipe, rng_seed=seed), split[1], num_workers=0, device="cpu"
+            )
+        )
+        for seed in (0, 1)
+    )
     assert all(mine != theirs for mine, theirs in zip(one, other))
 
 
 def test_no_two_items_or_passes_share_a_generator():
     passes = Passes(3)
-    draws = [passes.rng(number, index).random() for number in (1, 2, 3) for index in (-1, 0, 1, 2 ** 32 - 2)]
+    draws = [
+        passes.rng(number, index).random()
+        for number in (1, 2, 3)
+        for index in (-1, 0, 1, 2**32 - 2)
+    ]
     draws += [Passes(4).rng(1, 0).random()]
     assert len(set(draws)) == len(draws)
 
@@ -61,11 +80,16 @@ def test_single_reads_draw_from_pythons_random_and_leave_passes_alone(databunch)
     first = databunch.valid_ds[3][0].data
     random.seed(2)
     assert torch.equal(databunch.valid_ds[3][0].data, first)
-    assert not torch.equal(databunch.valid_ds[3][0].data, first) and databunch.passes.count == before
+    assert (
+        not torch.equal(databunch.valid_ds[3][0].data, first) and databunch.passes.count == before
+    )
 
 
 def test_a_pass_that_is_left_early_or_within_another_changes_no_other(sample, small_recipe, split):
-    data, other = (make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu") for _ in range(2))
+    data, other = (
+        make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu")
+        for _ in range(2)
+    )
     outer = iter(data.train_dl)
     first = next(outer)[0]
     inner = [x for x, _ in data.valid_dl]
@@ -81,22 +105,31 @@ def test_fastais_ways_to_read_still_work(databunch):
     assert databunch.one_item(image)[0].shape == (1, 3, 90, 90)
     unshuffled = databunch.train_dl.new(shuffle=False)
     labels = torch.cat([y for _, y in unshuffled])
-    assert isinstance(unshuffled.dl, PassLoader) and labels.tolist() == [int(y) for y in databunch.train_ds.y.items[:40]]
+    assert isinstance(unshuffled.dl, PassLoader) and labels.tolist() == [
+        int(y) for y in databunch.train_ds.y.items[:40]
+    ]
     assert databunch.dl(DatasetType.Fix).dl.passes is databunch.passes
 
 
 def test_a_loaders_data_set_can_be_sent_to_a_process_that_was_not_forked(databunch, split):
     sent = pickle.loads(pickle.dumps(databunch.valid_dl.dl.dataset))
-    assert torch.equal(sent[(7, 2)][0].data, databunch.valid_dl.dl.dataset[(7, 2)][0].data) and len(sent) == 15
+    assert (
+        torch.equal(sent[(7, 2)][0].data, databunch.valid_dl.dl.dataset[(7, 2)][0].data)
+        and len(sent) == 15
+    )
 
 
 def test_without_a_seed_the_loaders_are_fastais(sample, small_recipe, split):
-    data = make_databunch(sample, replace(small_recipe, rng_seed=None), split[1], num_workers=0, device="cpu")
+    data = make_databunch(
+        sample, replace(small_recipe, rng_seed=None), split[1], num_workers=0, device="cpu"
+    )
     assert data.passes is None and type(data.train_dl.dl) is torch.utils.data.DataLoader
 
 
 def test_fast_keeps_the_workers_of_training_and_validation_alive(sample, small_recipe, split):
-    data = make_databunch(sample, replace(small_recipe, fast=True), split[1], num_workers=1, device="cpu")
+    data = make_databunch(
+        sample, replace(small_recipe, fast=True), split[1], num_workers=1, device="cpu"
+    )
     kept = []
     for _ in range(2):
         list(data.train_dl)

@@ -1,4 +1,6 @@
-"""A model folder gives back the same model, and nothing but: every other card or weights file is turned down."""
+"""A model folder gives back the same model, and nothing but: every other card or weights file is
+turned down."""
+
 import hashlib
 import json
 import pickle
@@ -13,7 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hcd import get_learner, load_bundle, load_export, predict_image, read_cropped_image, save_bundle
+from hcd import (
+    get_learner,
+    load_bundle,
+    load_export,
+    predict_image,
+    read_cropped_image,
+    save_bundle,
+)
 from hcd.engine.compat import fastai
 from hcd.export.card import RULES
 
@@ -34,7 +43,12 @@ class RunsCode:
 def saved(learner, tmp_path_factory):
     """A model folder to read only."""
     folder = tmp_path_factory.mktemp("bundle") / "model"
-    return save_bundle(learner, folder, {"validation AUC": 0.987, "stage1": {"accuracy": 0.5}, "mean": [0.5]}, "ab12")
+    return save_bundle(
+        learner,
+        folder,
+        {"validation AUC": 0.987, "stage1": {"accuracy": 0.5}, "mean": [0.5]},
+        "ab12",
+    )
 
 
 @pytest.fixture
@@ -100,7 +114,9 @@ def test_batch_and_threads_do_not_matter(saved, sample):
     one_by_one = [predict_image(bundle, path).probability for path in sample.test_paths[:4]]
     recipe = bundle.recipe.plain()
     crops = np.stack([read_cropped_image(path, recipe=recipe) for path in sample.test_paths[:4]])
-    batch = torch.from_numpy(((crops - np.float32(recipe.mean)) / np.float32(recipe.std)).transpose(0, 3, 1, 2).copy())
+    batch = torch.from_numpy(
+        ((crops - np.float32(recipe.mean)) / np.float32(recipe.std)).transpose(0, 3, 1, 2).copy()
+    )
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
@@ -124,8 +140,13 @@ def test_card_tells_all(saved, sample):
     assert card["recipe"]["arch"] == "squeezenet1_1" and card["recipe"]["crop_size"] == 90
     assert card["metrics"] == {"validation AUC": 0.987, "stage1": {"accuracy": 0.5}, "mean": [0.5]}
     assert card["data_fingerprint"] == "ab12"
-    assert card["weights_sha256"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
-    assert torch.__version__.startswith(card["versions"]["torch"]) and card["versions"]["opencv"].startswith("4.")
+    assert (
+        card["weights_sha256"]
+        == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    )
+    assert torch.__version__.startswith(card["versions"]["torch"]) and card["versions"][
+        "opencv"
+    ].startswith("4.")
     assert "Not a medical device" in card["limits"] and "same slides" in card["limits"]
     assert load_bundle(saved).card == card
 
@@ -135,18 +156,31 @@ def test_notes_are_for_people(saved):
     for text in ("squeezenet1_1", "Not a medical device", "centre 90 px", "validation AUC: 0.987"):
         assert text in notes
     assert read_json(saved)["weights_sha256"] in notes
-    assert {path.name for path in saved.iterdir()} == {"card.json", "model.safetensors", "README.md"}
+    assert {path.name for path in saved.iterdir()} == {
+        "card.json",
+        "model.safetensors",
+        "README.md",
+    }
 
 
 def test_numpy_numbers_may_be_metrics(learner, tmp_path):
-    save_bundle(learner, tmp_path, {"auc": np.float32(0.5), "count": np.int64(3), "tensor": torch.tensor(0.25)})
+    save_bundle(
+        learner,
+        tmp_path,
+        {"auc": np.float32(0.5), "count": np.int64(3), "tensor": torch.tensor(0.25)},
+    )
     assert load_bundle(tmp_path).card["metrics"] == {"auc": 0.5, "count": 3, "tensor": 0.25}
 
 
-@pytest.mark.parametrize("metrics, text", [
-    ({"auc": float("nan")}, "finite numbers"), ({"curve": [float("inf")]}, "finite numbers"), ({"x": object()}, "finite numbers"),
-    ({"x": "y" * 2_000_000}, "too long"),
-])
+@pytest.mark.parametrize(
+    "metrics, text",
+    [
+        ({"auc": float("nan")}, "finite numbers"),
+        ({"curve": [float("inf")]}, "finite numbers"),
+        ({"x": object()}, "finite numbers"),
+        ({"x": "y" * 2_000_000}, "too long"),
+    ],
+)
 def test_bad_metrics_write_nothing(learner, tmp_path, metrics, text):
     with pytest.raises(ValueError, match=text):
         save_bundle(learner, tmp_path / "model", metrics)
@@ -166,7 +200,9 @@ def test_what_could_not_be_loaded_is_not_saved(learner, databunch, small_recipe,
 
 
 def test_callable_architecture_has_no_name_to_save(learner, tmp_path, monkeypatch, small_recipe):
-    monkeypatch.setattr(learner.data.train_ds.x, "recipe", replace(small_recipe, arch=lambda pretrained: None))
+    monkeypatch.setattr(
+        learner.data.train_ds.x, "recipe", replace(small_recipe, arch=lambda pretrained: None)
+    )
     with pytest.raises(ValueError, match="cannot be named on a card"):
         save_bundle(learner, tmp_path / "model")
 
@@ -203,11 +239,17 @@ WRONG = {
     "data_fingerprint": [3, [], {}],
     "weights_sha256": [None, "", "0" * 63, "G" * 64, 64, "A" * 64],
     "versions": [None, [], {"torch": 2}],
-    "created": [None, 2024], "intended_use": [None, []], "limits": [None, {}],
+    "created": [None, 2024],
+    "intended_use": [None, []],
+    "limits": [None, {}],
 }
 
 
-@pytest.mark.parametrize("field, value", [(field, value) for field, values in WRONG.items() for value in values], ids=short)
+@pytest.mark.parametrize(
+    "field, value",
+    [(field, value) for field, values in WRONG.items() for value in values],
+    ids=short,
+)
 def test_wrong_field(folder, field, value):
     write_json(folder, {**read_json(folder), field: value})
     texts = {"format": "has format .* this hcd reads 'hcd-model-1'"}
@@ -225,15 +267,27 @@ def test_unknown_field(folder):
     refused(folder, "field '__class__' is unknown")
 
 
-@pytest.mark.parametrize("change, text", [
-    ({"crop_size": 97}, "crop_size=97 px does not fit"), ({"crop_size": "90"}, "crop_size='90' is not an integer"),
-    ({"std": [0, 1, 1]}, "std=.* must be above 0"), ({"mean": [1, 2]}, "mean=.* needs one number each"),
-    ({"arch": 7}, "arch=7 is not"), ({"arch": None}, "arch=None is not"), ({"arch": "os.system"}, "is no model of torchvision"),
-    ({"arch": "__import__"}, "is no model of torchvision"), ({"arch": "vit_h_14"}, "arch='vit_h_14' cannot be"),
-    ({"arch": "get_model"}, "is no model of torchvision"), ({"flips": "yes"}, "flips='yes' is not True or False"),
-    ({"valid_fraction": 10 ** 400}, "valid_fraction="), ({"mean": list(range(50_000))}, "mean="),
-    ({"arch": "x" * 900_000}, "arch='xxx"), ({"max_shift": -1}, "max_shift=-1"), ({"rng_seed": 0.5}, "rng_seed=0.5"),
-])
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"crop_size": 97}, "crop_size=97 px does not fit"),
+        ({"crop_size": "90"}, "crop_size='90' is not an integer"),
+        ({"std": [0, 1, 1]}, "std=.* must be above 0"),
+        ({"mean": [1, 2]}, "mean=.* needs one number each"),
+        ({"arch": 7}, "arch=7 is not"),
+        ({"arch": None}, "arch=None is not"),
+        ({"arch": "os.system"}, "is no model of torchvision"),
+        ({"arch": "__import__"}, "is no model of torchvision"),
+        ({"arch": "vit_h_14"}, "arch='vit_h_14' cannot be"),
+        ({"arch": "get_model"}, "is no model of torchvision"),
+        ({"flips": "yes"}, "flips='yes' is not True or False"),
+        ({"valid_fraction": 10**400}, "valid_fraction="),
+        ({"mean": list(range(50_000))}, "mean="),
+        ({"arch": "x" * 900_000}, "arch='xxx"),
+        ({"max_shift": -1}, "max_shift=-1"),
+        ({"rng_seed": 0.5}, "rng_seed=0.5"),
+    ],
+)
 def test_wrong_recipe(folder, change, text):
     card = read_json(folder)
     write_json(folder, {**card, "recipe": {**card["recipe"], **change}})
@@ -242,15 +296,32 @@ def test_wrong_recipe(folder, change, text):
 
 def test_absurd_patch_size_builds_nothing_and_fits_no_patch(folder, sample):
     card = read_json(folder)
-    write_json(folder, {**card, "recipe": {**card["recipe"], "original_size": 10 ** 400}})
+    write_json(folder, {**card, "recipe": {**card["recipe"], "original_size": 10**400}})
     refused(folder, "original_size=a huge number px is no patch")
     write_json(folder, {**card, "recipe": {**card["recipe"], "original_size": 65535}})
     with pytest.raises(ValueError, match="is 96 x 96 px; the recipe reads patches of 65535"):
         predict_image(load_bundle(folder), sample.test_paths[0])
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", '"hcd-model-1"', "[" * 100_000, '{"a":' * 100_000, "\ufeff{}",
-                                     "\0", '{"format": NaN}', '{"format": 1e999}', '{"format": ' + "9" * 5000 + "}"], ids=short)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"hcd-model-1"',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "\ufeff{}",
+        "\0",
+        '{"format": NaN}',
+        '{"format": 1e999}',
+        '{"format": ' + "9" * 5000 + "}",
+    ],
+    ids=short,
+)
 def test_no_json_or_no_card(folder, content):
     write_json(folder, content)
     refused(folder, "is no JSON|has format")
@@ -289,11 +360,16 @@ def test_one_flipped_bit(folder):
     refused(folder, "SHA-256 differs")
 
 
-@pytest.mark.parametrize("size, first, then", [
-    (0, "has 0 bytes where", "has 0 bytes where"), (7, "has 7 bytes where", "has 7 bytes where"),
-    (-50_000, "bytes where the card's model needs", "bytes where the card's model needs"),
-    (-1, "SHA-256 differs", "is no safetensors file"),  # less than the header's own length is missing
-])
+@pytest.mark.parametrize(
+    "size, first, then",
+    [
+        (0, "has 0 bytes where", "has 0 bytes where"),
+        (7, "has 7 bytes where", "has 7 bytes where"),
+        (-50_000, "bytes where the card's model needs", "bytes where the card's model needs"),
+        # less than the header's own length is missing
+        (-1, "SHA-256 differs", "is no safetensors file"),
+    ],
+)
 def test_truncated_weights(folder, size, first, then):
     content = (folder / "model.safetensors").read_bytes()[:size]
     (folder / "model.safetensors").write_bytes(content)
@@ -341,12 +417,25 @@ def overflow(tensors):
     tensors["0.0.0.bias"][0] = -float("inf")
 
 
-@pytest.mark.parametrize("change, text", [
-    (drop, r"tensor '1\.8\.bias' is missing"), (rename, r"tensor '1\.8\.bias' is missing"), (add, "tensor 'extra' is unknown"),
-    (turn, r"tensor '1\.8\.weight' is torch.float32 \(512, 2\) instead of torch.float32 \(2, 512\)"),
-    (halve, r"tensor '1\.8\.\w+' is torch.float16"), (swap_type, r"tensor '1\.8\.weight' is torch.int32"),
-    (spoil, r"tensor '1\.8\.weight' holds infinity or NaN"), (overflow, r"tensor '0\.0\.0\.bias' holds infinity or NaN"),
-])
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (drop, r"tensor '1\.8\.bias' is missing"),
+        (rename, r"tensor '1\.8\.bias' is missing"),
+        (add, "tensor 'extra' is unknown"),
+        (
+            turn,
+            (
+                r"tensor '1\.8\.weight' is torch.float32 \(512, 2\) instead of torch.float32 \(2,"
+                r" 512\)"
+            ),
+        ),
+        (halve, r"tensor '1\.8\.\w+' is torch.float16"),
+        (swap_type, r"tensor '1\.8\.weight' is torch.int32"),
+        (spoil, r"tensor '1\.8\.weight' holds infinity or NaN"),
+        (overflow, r"tensor '0\.0\.0\.bias' holds infinity or NaN"),
+    ],
+)
 def test_weights_of_another_kind(folder, change, text):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -359,13 +448,26 @@ def test_honest_change_of_weights_is_accepted(folder, saved, sample):
     tensors = load_file(folder / "model.safetensors")
     tensors["1.8.bias"] += torch.tensor([0.0, 1.0])
     put_weights(folder, tensors, {"format": "pt"})
-    changed, as_saved = (predict_image(load_bundle(path), sample.test_paths[0]).probability for path in (folder, saved))
-    assert np.log(changed / (1 - changed)) == pytest.approx(np.log(as_saved / (1 - as_saved)) + 1, abs=1e-4)
+    changed, as_saved = (
+        predict_image(load_bundle(path), sample.test_paths[0]).probability
+        for path in (folder, saved)
+    )
+    assert np.log(changed / (1 - changed)) == pytest.approx(
+        np.log(as_saved / (1 - as_saved)) + 1, abs=1e-4
+    )
 
 
-@pytest.mark.parametrize("header", [b"not json at all", b'{"a":', b"[]", b'{"__metadata__": {"a": 3}}',
-                                    b'{"x": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}',
-                                    b'{"x": {"dtype": "Q7", "shape": [1], "data_offsets": [0, 4]}}'])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"not json at all",
+        b'{"a":',
+        b"[]",
+        b'{"__metadata__": {"a": 3}}',
+        b'{"x": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}',
+        b'{"x": {"dtype": "Q7", "shape": [1], "data_offsets": [0, 4]}}',
+    ],
+)
 def test_damaged_header_of_the_weights(folder, header):
     size = (folder / "model.safetensors").stat().st_size
     content = len(header).to_bytes(8, "little") + header
@@ -391,7 +493,8 @@ def test_answer_that_is_no_number(folder, sample):
 
 @pytest.mark.parametrize("arch", ["convnext_large", "vgg19"])
 def test_card_cannot_ask_for_memory(folder, arch):
-    """Both would take more than the 400 MB allowed here; the card of a 5 MB weights file names them in vain."""
+    """Both would take more than the 400 MB allowed here; the card of a 5 MB weights file names them
+    in vain."""
     card = read_json(folder)
     write_json(folder, {**card, "recipe": {**card["recipe"], "arch": arch}})
     statm = Path("/proc/self/statm")
@@ -423,14 +526,17 @@ def test_pickle_under_another_name_runs_nothing(folder, tmp_path, name, dump):
 
 @pytest.fixture(scope="module")
 def exported(learner):
-    with open(learner.path / "export.pkl", "wb") as file:  # fastai does not close one that it is given by name
+    # fastai does not close one that it is given by name
+    with open(learner.path / "export.pkl", "wb") as file:
         learner.export(file)
     return learner.path / "export.pkl"
 
 
 def test_export_loads_only_when_trusted(exported, tmp_path):
     for trust in ({}, {"trust": False}, {"trust": None}, {"trust": 1}, {"trust": "yes"}):
-        with pytest.raises(ValueError, match="runs the code in it; pass trust=True only for a file of your own"):
+        with pytest.raises(
+            ValueError, match="runs the code in it; pass trust=True only for a file of your own"
+        ):
             load_export(exported, **trust)
 
 
@@ -439,12 +545,16 @@ def test_export_predicts_what_the_learner_predicts(exported, learner, sample):
     recipe = learner.data.train_ds.x.recipe.plain()
     for path in sample.test_paths[:3]:
         crop = read_cropped_image(path, recipe=recipe).transpose(2, 0, 1).copy()
-        here, there = (it.predict(fastai.vision.Image(torch.from_numpy(crop)))[2] for it in (learner, loaded))
+        here, there = (
+            it.predict(fastai.vision.Image(torch.from_numpy(crop)))[2] for it in (learner, loaded)
+        )
         torch.testing.assert_close(there, here, rtol=0, atol=1e-6)
     assert loaded.data.classes == [0, 1]
 
 
-def test_a_crop_too_small_for_the_network_is_refused_in_one_sentence(learner, sample, tmp_path, refused):
+def test_a_crop_too_small_for_the_network_is_refused_in_one_sentence(
+    learner, sample, tmp_path, refused
+):
     bundle = load_bundle(save_bundle(learner, tmp_path / "model"))
     small = replace(bundle, recipe=replace(bundle.recipe, crop_size=4))
     with refused(ValueError, "crops of 4 px"):

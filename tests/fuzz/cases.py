@@ -1,4 +1,6 @@
-"""One damaged input, handed to the public functions; what comes of it is judged by another reader than ours."""
+"""One damaged input, handed to the public functions; what comes of it is judged by another reader
+than ours."""
+
 import ast
 import contextlib
 import csv
@@ -48,14 +50,20 @@ class Cases:
         self.images = seed_images(self.rgb)
         self.tables = {path.name: path.read_bytes() for path in sorted(self.data.glob("*.csv"))}
         self.model = make_model(self.folder / "model")
-        self.card, self.weights = ((self.model / name).read_bytes() for name in ("card.json", "model.safetensors"))
+        self.card, self.weights = (
+            (self.model / name).read_bytes() for name in ("card.json", "model.safetensors")
+        )
         self.bundle = hcd.load_bundle(self.model)
         self.saves = seed_saves()
         self.record = make_record(self.folder / "run")
-        self.whole = {path: path.read_bytes() for path in (self.patch, *self.data.glob("*.csv"), *self.model.iterdir())}
+        self.whole = {
+            path: path.read_bytes()
+            for path in (self.patch, *self.data.glob("*.csv"), *self.model.iterdir())
+        }
 
     def run(self, kind, rng_seed, number):
-        """Try one case; return "read" or "refused", or raise Wrong. The same three arguments make the same case."""
+        """Try one case; return "read" or "refused", or raise Wrong. The same three arguments make
+        the same case."""
         rng = random.Random(f"{rng_seed} {kind} {number}")
         np.random.seed(0), torch.manual_seed(0), random.seed(0)
         for path, content in self.whole.items():  # what an earlier case has damaged
@@ -72,8 +80,15 @@ class Cases:
 
     def try_image(self, rng):
         kind = rng.choice(["png", "png", "jpeg", "jpeg", "other"])
-        damage = {"png": mutate.mutate_png, "jpeg": mutate.mutate_jpeg, "other": mutate.mutate_bytes}[kind]
-        return self._image(damage(rng, rng.choice(self.images[kind]), self.images["png"] + self.images["jpeg"]), rng)
+        damage = {
+            "png": mutate.mutate_png,
+            "jpeg": mutate.mutate_jpeg,
+            "other": mutate.mutate_bytes,
+        }[kind]
+        return self._image(
+            damage(rng, rng.choice(self.images[kind]), self.images["png"] + self.images["jpeg"]),
+            rng,
+        )
 
     def _image(self, content, rng):
         path = self.patch
@@ -85,19 +100,40 @@ class Cases:
             return check_main(["check", str(self.data), *rng.choice([[], ["--json"]])], self.data)
         outcome, image = attempt(path, hcd.read_image, path)
         if outcome == "read":
-            require(np.array_equal(image, self.rgb) or same_image(image, content), "read, but not as Pillow reads it")
+            require(
+                np.array_equal(image, self.rgb) or same_image(image, content),
+                "read, but not as Pillow reads it",
+            )
         again, crop = attempt(path, hcd.read_cropped_image, path)
-        require(again == "refused" or (outcome == "read" and crop.shape == (90, 90, 3) and crop.dtype == np.float32
-                                       and crop.min() >= 0 and crop.max() <= 1), "a crop that is none")
-        require(again == "read" or outcome == "refused" or image.shape != (96, 96, 3), "a patch without a crop")
+        require(
+            again == "refused"
+            or (
+                outcome == "read"
+                and crop.shape == (90, 90, 3)
+                and crop.dtype == np.float32
+                and crop.min() >= 0
+                and crop.max() <= 1
+            ),
+            "a crop that is none",
+        )
+        require(
+            again == "read" or outcome == "refused" or image.shape != (96, 96, 3),
+            "a patch without a crop",
+        )
         if entry < 0.1:
             last, prediction = attempt(path, hcd.predict_image, self.bundle, path)
-            require(last == again and (last == "refused" or 0 <= prediction.probability <= 1), "a prediction that is none")
+            require(
+                last == again and (last == "refused" or 0 <= prediction.probability <= 1),
+                "a prediction that is none",
+            )
         return outcome
 
     def try_csv(self, rng):
         name = rng.choice(sorted(self.tables))
-        path, content = self.data / name, mutate.mutate_csv(rng, self.tables[name], list(self.tables.values()))
+        path, content = (
+            self.data / name,
+            mutate.mutate_csv(rng, self.tables[name], list(self.tables.values())),
+        )
         path.write_bytes(content)
         if rng.random() < 0.1:
             return check_main(["check", str(self.data), *rng.choice([[], ["--json"]])], self.data)
@@ -105,26 +141,42 @@ class Cases:
         outcome, table = attempt(path, read_table, path)
         if outcome == "read":
             wanted = plain_table(content)
-            require(table.values.tolist() == wanted, f"read {table.values.tolist()[:3]} where csv reads {wanted[:3]}")
+            require(
+                table.values.tolist() == wanted,
+                f"read {table.values.tolist()[:3]} where csv reads {wanted[:3]}",
+            )
         whole, dataset = attempt(self.data, hcd.open_dataset, self.data)
         require(whole == "refused" or outcome == "read", "opened with a table that cannot be read")
         if whole == "read":
-            rows = {"train_labels.csv": dataset.labels, "test_labels.csv": dataset.test_labels}.get(name)
-            require(rows is None or rows.astype(str).values.tolist() == table.values.tolist(), "labels are not the table's")
-            require(name[0] != "s" or list(dataset.sample_ids) == table["id"].tolist(), "ids are not the table's")
+            rows = {"train_labels.csv": dataset.labels, "test_labels.csv": dataset.test_labels}.get(
+                name
+            )
+            require(
+                rows is None or rows.astype(str).values.tolist() == table.values.tolist(),
+                "labels are not the table's",
+            )
+            require(
+                name[0] != "s" or list(dataset.sample_ids) == table["id"].tolist(),
+                "ids are not the table's",
+            )
         return whole
 
     def try_card(self, rng):
         content = mutate.mutate_json(rng, self.card)
         (self.model / "card.json").write_bytes(content)
         if rng.random() < 0.02:
-            return check_main(["predict", str(self.model), str(self.data / "none.tif")], self.model, self.data)
+            return check_main(
+                ["predict", str(self.model), str(self.data / "none.tif")], self.model, self.data
+            )
         outcome, bundle = attempt(self.model, hcd.load_bundle, self.model)
         if outcome == "read":
             card = json.loads(content, object_pairs_hook=once)
             require(bundle.card == card, "another card than json reads")
             same = {**card["recipe"], "pretrained": False}
-            require(json.loads(json.dumps(asdict(bundle.recipe))) == same, "another recipe than json reads")
+            require(
+                json.loads(json.dumps(asdict(bundle.recipe))) == same,
+                "another recipe than json reads",
+            )
             attempt("", hcd.predict_image, bundle, next(self.data.glob("test/*.tif")))
         return outcome
 
@@ -137,12 +189,18 @@ class Cases:
         if outcome == "read":
             wanted = plain_tensors(content)
             state = bundle.model.state_dict()
-            require(set(wanted) == set(state) and all(np.array_equal(state[name], wanted[name]) for name in wanted),
-                    "other weights than the file holds")
+            require(
+                set(wanted) == set(state)
+                and all(np.array_equal(state[name], wanted[name]) for name in wanted),
+                "other weights than the file holds",
+            )
         return outcome
 
     def try_save(self, rng):
-        path, content = self.folder / "models" / "a.pth", mutate.mutate_bytes(rng, rng.choice(self.saves), self.saves)
+        path, content = (
+            self.folder / "models" / "a.pth",
+            mutate.mutate_bytes(rng, rng.choice(self.saves), self.saves),
+        )
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
         outcome, loaded = attempt(path, load_tensors, path)
@@ -159,11 +217,20 @@ class Cases:
     def try_record(self, rng):
         (self.folder / "run" / "run.json").write_bytes(mutate.mutate_json(rng, self.record))
         if rng.random() < 0.02:
-            return check_main(["run", "--resume", str(self.folder / "run"), "--batch-size", "7"], self.folder / "run")
+            return check_main(
+                ["run", "--resume", str(self.folder / "run"), "--batch-size", "7"],
+                self.folder / "run",
+            )
         outcome, record = attempt(self.folder / "run", resume_record, self.folder / "run", {})
         for name, value in record["parameters"].items() if record else ():
-            line, = ast.parse(f"{name} = {PythonTranslator.translate(value)}").body  # as papermill writes it into the notebook
-            require(isinstance(line, ast.Assign) and line.targets[0].id == name and ast.literal_eval(line.value) == value, "code")
+            # as papermill writes it into the notebook
+            (line,) = ast.parse(f"{name} = {PythonTranslator.translate(value)}").body
+            require(
+                isinstance(line, ast.Assign)
+                and line.targets[0].id == name
+                and ast.literal_eval(line.value) == value,
+                "code",
+            )
         return outcome
 
 
@@ -174,7 +241,9 @@ def attempt(place, function, *args, must_read=False):
     except REFUSALS as error:
         text, cause = str(error), error
         while cause is not None:
-            starved = isinstance(cause, MemoryError) or re.search("nsufficient memory|t allocate", str(cause))
+            starved = isinstance(cause, MemoryError) or re.search(
+                "nsufficient memory|t allocate", str(cause)
+            )
             require(not starved, f"no memory: {cause}")
             cause = cause.__cause__ or cause.__context__
         require(not must_read, f"does not report: {text[:300]}")
@@ -185,14 +254,23 @@ def attempt(place, function, *args, must_read=False):
 
 
 def check_main(arguments, *places):
-    """Run the command line; 0 and 1 come with lines on the screen alone, 2 with one line of error."""
+    """Run the command line; 0 and 1 come with lines on the screen alone, 2 with one line of
+    error."""
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         code = cli.main(arguments)
-    lines = [line for line in errors.getvalue().replace("\r", "\n").splitlines() if "checking patches" not in line and line.strip()]
+    lines = [
+        line
+        for line in errors.getvalue().replace("\r", "\n").splitlines()
+        if "checking patches" not in line and line.strip()
+    ]
     require(code in (0, 1, 2) and "Traceback" not in errors.getvalue(), f"exit code {code}")
     require(len(lines) == (code == 2), f"exit code {code} with {lines[:3]}")
-    require(code != 2 or (lines[0].startswith("hcd: ") and any(str(place) in lines[0] for place in places)), f"unclear: {lines}")
+    require(
+        code != 2
+        or (lines[0].startswith("hcd: ") and any(str(place) in lines[0] for place in places)),
+        f"unclear: {lines}",
+    )
     out.getvalue().encode()
     if "--json" in arguments and code < 2:
         json.loads(out.getvalue(), parse_constant=lambda text: require(False, text))
@@ -200,6 +278,7 @@ def check_main(arguments, *places):
 
 
 # other readers
+
 
 def same_image(image, content):
     """Say whether Pillow reads the same pixels."""
@@ -214,18 +293,20 @@ def same_image(image, content):
 
 
 def without_profile(content):
-    """Return a PNG without its colour profile, which changes no pixel and which Pillow turns a file down for; other files as they are."""
+    """Return a PNG without its colour profile, which changes no pixel and which Pillow turns a file
+    down for; other files as they are."""
     place = 8
     while content[:4] == b"\x89PNG" and place + 8 <= len(content):
-        end = place + 12 + int.from_bytes(content[place:place + 4], "big")
-        if content[place + 4:place + 8] == b"iCCP":
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] == b"iCCP":
             return without_profile(content[:place] + content[end:])
         place = end
     return content
 
 
 def plain_table(content):
-    """Return [[id, label], ...] as the csv module reads them; Wrong where a table has no one meaning."""
+    """Return [[id, label], ...] as the csv module reads them; Wrong where a table has no one
+    meaning."""
     text = content.decode("utf-8-sig")
     rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     header = rows[0]
@@ -238,11 +319,20 @@ def plain_table(content):
 def plain_tensors(content):
     """Return {name: array} of a safetensors file by its specification."""
     length = int.from_bytes(content[:8], "little")
-    header, body = json.loads(content[8:8 + length], object_pairs_hook=once), content[8 + length:]
+    header, body = (
+        json.loads(content[8 : 8 + length], object_pairs_hook=once),
+        content[8 + length :],
+    )
     header.pop("__metadata__", None)
     kinds = {"F32": np.float32, "I64": np.int64}
-    return {name: np.frombuffer(body[slice(*entry["data_offsets"])], kinds[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in header.items()}
+    return {
+        name: (
+            np.frombuffer(body[slice(*entry["data_offsets"])], kinds[entry["dtype"]]).reshape(
+                entry["shape"]
+            )
+        )
+        for name, entry in header.items()
+    }
 
 
 def once(pairs):
@@ -256,5 +346,18 @@ def is_plain(thing):
         return all(map(is_plain, [*thing, *thing.values()]))
     if isinstance(thing, (list, tuple, set)):
         return all(map(is_plain, thing))
-    plain = (str, bytes, bool, int, float, complex, type, np.generic, np.dtype, torch.Tensor, torch.dtype, torch.device)
+    plain = (
+        str,
+        bytes,
+        bool,
+        int,
+        float,
+        complex,
+        type,
+        np.generic,
+        np.dtype,
+        torch.Tensor,
+        torch.dtype,
+        torch.device,
+    )
     return thing is None or isinstance(thing, plain)

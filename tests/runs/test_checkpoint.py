@@ -1,4 +1,5 @@
 """A run that was stopped anywhere and resumed ends with the very bits of one that was not."""
+
 import random
 from dataclasses import replace
 
@@ -8,10 +9,20 @@ import torch
 from fastai.basic_train import LearnerCallback
 
 import hcd
-from hcd import Checkpoints, get_learner, make_databunch, predict, predict_tta, set_rng_seed, sweep_weight_decay
+from hcd import (
+    Checkpoints,
+    get_learner,
+    make_databunch,
+    predict,
+    predict_tta,
+    set_rng_seed,
+    sweep_weight_decay,
+)
 from hcd.engine.compat import load_tensors
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+)
 
 
 class PowerCut(Exception):
@@ -34,7 +45,8 @@ class CutAfter(LearnerCallback):
 
 
 def play(sample, recipe, split, folder, resume=False, cut=None, cut_in=None, device="cpu"):
-    """Sweep, train in two stages and average passes; the interruption comes after `cut` batches of step `cut_in`."""
+    """Sweep, train in two stages and average passes; the interruption comes after `cut` batches of
+    step `cut_in`."""
     set_rng_seed(recipe.rng_seed)
     data = make_databunch(sample, recipe, split[1], num_workers=0, device=device)
     checkpoints = Checkpoints(folder, recipe, sample, resume)
@@ -43,21 +55,46 @@ def play(sample, recipe, split, folder, resume=False, cut=None, cut_in=None, dev
         raise PowerCut
     learner = get_learner(data, recipe, folder)
     history = []
-    for stage, epochs, rate in (("stage1", recipe.head_epochs, 1e-3), ("stage2", recipe.finetune_epochs, slice(1e-5, 1e-3))):
-        callbacks = [checkpoints.callback(learner, stage)] + ([CutAfter(learner, cut)] if stage == cut_in else [])
+    for stage, epochs, rate in (
+        ("stage1", recipe.head_epochs, 1e-3),
+        ("stage2", recipe.finetune_epochs, slice(1e-5, 1e-3)),
+    ):
+        callbacks = [checkpoints.callback(learner, stage)] + (
+            [CutAfter(learner, cut)] if stage == cut_in else []
+        )
         learner.fit_one_cycle(epochs, rate, callbacks=callbacks)
         recorder = learner.recorder
-        history.append([[float(loss) for loss in recorder.losses], [float(loss) for loss in recorder.val_losses],
-                        [float(lr) for lr in recorder.lrs], [float(mom) for mom in recorder.moms], recorder.nb_batches,
-                        [[float(value) for value in row] for row in recorder.metrics]])
+        history.append(
+            [
+                [float(loss) for loss in recorder.losses],
+                [float(loss) for loss in recorder.val_losses],
+                [float(lr) for lr in recorder.lrs],
+                [float(mom) for mom in recorder.moms],
+                recorder.nb_batches,
+                [[float(value) for value in row] for row in recorder.metrics],
+            ]
+        )
         history.append((folder / f"history_{stage}.csv").read_text())
         learner.unfreeze()
     answers = predict_tta(learner, recipe.tta_passes, progress=False, checkpoints=checkpoints)
     weights = {name: value.clone() for name, value in learner.model.state_dict().items()}
-    return {"curves": curves, "history": history, "answers": answers.tolist(), "next": random.random(),
-            "torch": torch.rand(1).item(), "numpy": np.random.rand(), "passes": data.passes and data.passes.count,
-            "weights": weights, "opt": learner.opt.state_dict(), "learner": learner,
-            "scalers": [callback.scaler.state_dict() for callback in learner.callbacks if hasattr(callback, "scaler")]}
+    return {
+        "curves": curves,
+        "history": history,
+        "answers": answers.tolist(),
+        "next": random.random(),
+        "torch": torch.rand(1).item(),
+        "numpy": np.random.rand(),
+        "passes": data.passes and data.passes.count,
+        "weights": weights,
+        "opt": learner.opt.state_dict(),
+        "learner": learner,
+        "scalers": [
+            callback.scaler.state_dict()
+            for callback in learner.callbacks
+            if hasattr(callback, "scaler")
+        ],
+    }
 
 
 def assert_equal(one, other):
@@ -65,7 +102,9 @@ def assert_equal(one, other):
         assert one[key] == other[key], key
     assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
     for mine, theirs in zip(one["opt"]["state"].values(), other["opt"]["state"].values()):
-        assert all(torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(theirs[key])) for key in mine)
+        assert all(
+            torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(theirs[key])) for key in mine
+        )
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +127,20 @@ def test_resumed_run_ends_with_the_same_bits(sample, recipe, split, tmp_path, wh
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("mode", ["plain", "fast", "float16"])
-def test_a_run_on_a_pack_on_every_device_and_in_every_mode(packed_root, small_recipe, split, tmp_path, request, device, mode):
+def test_a_run_on_a_pack_on_every_device_and_in_every_mode(
+    packed_root, small_recipe, split, tmp_path, request, device, mode
+):
     if mode == "float16":
         request.getfixturevalue("float16")
     packed = hcd.open_dataset(packed_root, packed=True)
-    recipe = replace(small_recipe, fast=mode != "plain", finetune_epochs=2, sweep_iterations=2, sweep_weight_decays=(1e-2,),
-                     crop_size=64)  # half the work, for float16 is slow on a CPU
+    recipe = replace(
+        small_recipe,
+        fast=mode != "plain",
+        finetune_epochs=2,
+        sweep_iterations=2,
+        sweep_weight_decays=(1e-2,),
+        crop_size=64,
+    )  # half the work, for float16 is slow on a CPU
     whole = play(packed, recipe, split, tmp_path / "whole", device=device)
     with pytest.raises(PowerCut):
         play(packed, recipe, split, tmp_path / "cut", cut=7, cut_in="stage2", device=device)
@@ -107,14 +154,25 @@ def test_a_run_on_a_pack_on_every_device_and_in_every_mode(packed_root, small_re
         batch, _ = learner.data.one_batch(denorm=False, cpu=False)
         assert {value.device.type for value in (batch, *learner.model.parameters())} == {device}
         heatmap, gray = hcd.get_heatmap(learner, 0)
-        prediction = hcd.predict_image(hcd.load_bundle(hcd.save_bundle(learner, tmp_path / "model")), packed.test_paths[0])
-        rows = [run["curves"][0].losses, *run["history"][0][:4], *run["history"][2][:4], *run["history"][2][5], *run["answers"], *heatmap]
+        prediction = hcd.predict_image(
+            hcd.load_bundle(hcd.save_bundle(learner, tmp_path / "model")), packed.test_paths[0]
+        )
+        rows = [
+            run["curves"][0].losses,
+            *run["history"][0][:4],
+            *run["history"][2][:4],
+            *run["history"][2][5],
+            *run["answers"],
+            *heatmap,
+        ]
         assert all(np.isfinite(row).all() for row in rows) and 0 <= prediction.probability <= 1
         shapes.append((list(map(len, rows)), gray.shape))
     assert shapes[0] == shapes[1]
 
 
-def test_a_run_interrupted_twice_and_in_the_averaged_passes(sample, recipe, split, tmp_path, whole, monkeypatch):
+def test_a_run_interrupted_twice_and_in_the_averaged_passes(
+    sample, recipe, split, tmp_path, whole, monkeypatch
+):
     with pytest.raises(PowerCut):
         play(sample, recipe, split, tmp_path, cut=8, cut_in="stage1")
     with pytest.raises(PowerCut):
@@ -132,7 +190,8 @@ def test_a_run_interrupted_twice_and_in_the_averaged_passes(sample, recipe, spli
     with pytest.raises(PowerCut):
         play(sample, recipe, split, tmp_path, resume=True)
     assert_equal(play(sample, recipe, split, tmp_path, resume=True), whole)
-    assert len(read) - 10 == 2 * (12 - 4)  # of 12 patches with 2 passes each, the first batch of 4 was not read again
+    # of 12 patches with 2 passes each, the first batch of 4 was not read again
+    assert len(read) - 10 == 2 * (12 - 4)
 
 
 def test_a_finished_fit_is_not_trained_again(sample, small_recipe, split, tmp_path, capsys):
@@ -143,7 +202,9 @@ def test_a_finished_fit_is_not_trained_again(sample, small_recipe, split, tmp_pa
     assert_equal(first, again)
 
 
-def test_without_resume_a_cell_that_is_run_again_trains_again(databunch, sample, small_recipe, tmp_path):
+def test_without_resume_a_cell_that_is_run_again_trains_again(
+    databunch, sample, small_recipe, tmp_path
+):
     checkpoints = Checkpoints(tmp_path, small_recipe, sample)
     learner = get_learner(databunch, small_recipe, tmp_path)
     for _ in range(2):
@@ -152,7 +213,9 @@ def test_without_resume_a_cell_that_is_run_again_trains_again(databunch, sample,
         assert not torch.equal(before, learner.model[1][4].weight)
 
 
-def test_a_resumed_process_trains_again_what_it_has_saved_itself(databunch, sample, small_recipe, tmp_path):
+def test_a_resumed_process_trains_again_what_it_has_saved_itself(
+    databunch, sample, small_recipe, tmp_path
+):
     checkpoints = Checkpoints(tmp_path, small_recipe, sample, resume=True)
     learner = get_learner(databunch, small_recipe, tmp_path)
     learner.fit_one_cycle(1, 1e-3, callbacks=[checkpoints.callback(learner, "stage1")])
@@ -172,8 +235,15 @@ def test_an_unseeded_run_resumes_with_the_same_generators(sample, small_recipe, 
     assert_equal(play(sample, recipe, split, tmp_path / "cut", resume=True), first)
 
 
-@pytest.mark.parametrize("change, words", [({"batch_size": 4}, ["batch_size=8", "4"]), ({"rng_seed": None}, ["rng_seed=0", "None"]),
-                                           ({"arch": "resnet18"}, ["arch='squeezenet1_1'", "'resnet18'"])], ids=str)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"batch_size": 4}, ["batch_size=8", "4"]),
+        ({"rng_seed": None}, ["rng_seed=0", "None"]),
+        ({"arch": "resnet18"}, ["arch='squeezenet1_1'", "'resnet18'"]),
+    ],
+    ids=str,
+)
 def test_another_recipe_is_refused(sample, small_recipe, tmp_path, refused, change, words):
     Checkpoints(tmp_path, small_recipe, sample)
     with refused(ValueError, "start.pth", *words):
@@ -183,7 +253,9 @@ def test_another_recipe_is_refused(sample, small_recipe, tmp_path, refused, chan
 def test_another_data_set_is_refused(sample, small_recipe, tmp_path, refused):
     Checkpoints(tmp_path, small_recipe, sample)
     with refused(ValueError, "labelled patches=60", "59"):
-        Checkpoints(tmp_path, small_recipe, sample.without(list(sample.labels["id"][:1])), resume=True)
+        Checkpoints(
+            tmp_path, small_recipe, sample.without(list(sample.labels["id"][:1])), resume=True
+        )
     labels = sample.labels.assign(label=1 - sample.labels["label"])
     with refused(ValueError, "data fingerprint=", sample.fingerprint):
         Checkpoints(tmp_path, small_recipe, replace(sample, labels=labels), resume=True)
@@ -191,31 +263,51 @@ def test_another_data_set_is_refused(sample, small_recipe, tmp_path, refused):
 
 def test_another_split_or_length_is_refused(sample, small_recipe, split, tmp_path, refused):
     play(sample, small_recipe, split, tmp_path)
-    other = make_databunch(sample, small_recipe, np.sort(split[0])[:15], num_workers=0, device="cpu")
+    other = make_databunch(
+        sample, small_recipe, np.sort(split[0])[:15], num_workers=0, device="cpu"
+    )
     checkpoints = Checkpoints(tmp_path, small_recipe, sample, resume=True)
     learner = get_learner(other, small_recipe, tmp_path)
     with refused(ValueError, "stage1.pth", "split="):
         learner.fit_one_cycle(1, 1e-3, callbacks=[checkpoints.callback(learner, "stage1")])
-    learner = get_learner(make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu"), small_recipe, tmp_path)
+    learner = get_learner(
+        make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu"),
+        small_recipe,
+        tmp_path,
+    )
     with refused(ValueError, "epochs=1", "2"):
         learner.fit_one_cycle(2, 1e-3, callbacks=[checkpoints.callback(learner, "stage1")])
     with refused(ValueError, "sweep0.pth", "split="):
         sweep_weight_decay(other, small_recipe, tmp_path, checkpoints)
 
 
-def test_averaged_passes_of_another_model_are_not_gone_on_with(databunch, sample, small_recipe, tmp_path, monkeypatch, refused):
+def test_averaged_passes_of_another_model_are_not_gone_on_with(
+    databunch, sample, small_recipe, tmp_path, monkeypatch, refused
+):
     monkeypatch.setattr(predict, "SECONDS_BETWEEN_SAVES", -1)
     learner = get_learner(databunch, small_recipe, tmp_path)
     predict_tta(learner, 2, progress=False, checkpoints=Checkpoints(tmp_path, small_recipe, sample))
     with torch.no_grad():
         learner.model[1][-1].bias[1] += 5
     with refused(ValueError, "tta.pth", "weights="):
-        predict_tta(learner, 2, progress=False, checkpoints=Checkpoints(tmp_path, small_recipe, sample, resume=True))
+        predict_tta(
+            learner,
+            2,
+            progress=False,
+            checkpoints=Checkpoints(tmp_path, small_recipe, sample, resume=True),
+        )
     with refused(ValueError, "tta.pth", "passes=2", "3"):
-        predict_tta(learner, 3, progress=False, checkpoints=Checkpoints(tmp_path, small_recipe, sample, resume=True))
+        predict_tta(
+            learner,
+            3,
+            progress=False,
+            checkpoints=Checkpoints(tmp_path, small_recipe, sample, resume=True),
+        )
 
 
-def test_a_kill_before_an_epochs_checkpoint_loses_no_row_of_its_history(sample, recipe, split, tmp_path, monkeypatch):
+def test_a_kill_before_an_epochs_checkpoint_loses_no_row_of_its_history(
+    sample, recipe, split, tmp_path, monkeypatch
+):
     whole = play(sample, recipe, split, tmp_path / "whole")["history"]
     save = Checkpoints.save
 
@@ -236,22 +328,51 @@ def test_a_damaged_checkpoint_is_refused(sample, small_recipe, tmp_path, refused
     Checkpoints(tmp_path, small_recipe, sample)
     content = (tmp_path / "start.pth").read_bytes()
     good = torch.load(tmp_path / "start.pth")
-    (tmp_path / "start.pth").write_bytes(content[:len(content) // 2])
+    (tmp_path / "start.pth").write_bytes(content[: len(content) // 2])
     with refused(ValueError, "start.pth", "cannot be loaded"):
         Checkpoints(tmp_path, small_recipe, sample, resume=True)
-    changes = [{"identity": None}, {"call": 3}, {"generators": None}, {"generators": {}},
-               *({"generators": {**good["generators"], name: "odd"}} for name in ("python", "numpy", "torch"))]
-    for odd in (torch.ones(2), [1], {}, {**good, "format": "hcd-checkpoint-9"}, *({**good, **change} for change in changes)):
+    changes = [
+        {"identity": None},
+        {"call": 3},
+        {"generators": None},
+        {"generators": {}},
+        *(
+            {"generators": {**good["generators"], name: "odd"}}
+            for name in ("python", "numpy", "torch")
+        ),
+    ]
+    for odd in (
+        torch.ones(2),
+        [1],
+        {},
+        {**good, "format": "hcd-checkpoint-9"},
+        *({**good, **change} for change in changes),
+    ):
         torch.save(odd, tmp_path / "start.pth")
         with refused(ValueError, "start.pth", "start a new run"):
             Checkpoints(tmp_path, small_recipe, sample, resume=True)
 
 
-@pytest.mark.parametrize("change", [{"epoch": None}, {"epoch": 5}, {"model": {}}, {"opt": 3}, {"recorder": {}}, {"smoothed": 1},
-                                    {"scalers": None}], ids=str)
-def test_a_fit_does_not_go_on_from_an_odd_checkpoint(databunch, sample, small_recipe, tmp_path, refused, change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": None},
+        {"epoch": 5},
+        {"model": {}},
+        {"opt": 3},
+        {"recorder": {}},
+        {"smoothed": 1},
+        {"scalers": None},
+    ],
+    ids=str,
+)
+def test_a_fit_does_not_go_on_from_an_odd_checkpoint(
+    databunch, sample, small_recipe, tmp_path, refused, change
+):
     learner = get_learner(databunch, small_recipe, tmp_path)
-    learner.fit_one_cycle(1, 1e-3, callbacks=[Checkpoints(tmp_path, small_recipe, sample).callback(learner, "stage1")])
+    learner.fit_one_cycle(
+        1, 1e-3, callbacks=[Checkpoints(tmp_path, small_recipe, sample).callback(learner, "stage1")]
+    )
     torch.save({**load_tensors(tmp_path / "stage1.pth"), **change}, tmp_path / "stage1.pth")
     with refused(ValueError, "stage1.pth", "start a new run"):
         checkpoints = Checkpoints(tmp_path, small_recipe, sample, resume=True)
@@ -261,4 +382,7 @@ def test_a_fit_does_not_go_on_from_an_odd_checkpoint(databunch, sample, small_re
 def test_the_best_epoch_so_far_is_kept(sample, small_recipe, split, tmp_path):
     recipe = replace(small_recipe, finetune_epochs=3)
     losses = play(sample, recipe, split, tmp_path)["history"][2][1]
-    assert load_tensors(tmp_path / "stage2.pth")["best"] == {"epoch": int(np.argmin(losses)), "valid_loss": min(losses)}
+    assert load_tensors(tmp_path / "stage2.pth")["best"] == {
+        "epoch": int(np.argmin(losses)),
+        "valid_loss": min(losses),
+    }

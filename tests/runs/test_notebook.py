@@ -1,4 +1,5 @@
 """The notebook, executed once on the embedded sample as `hcd run` does it."""
+
 import json
 import re
 
@@ -37,7 +38,11 @@ def test_every_cell_ran_without_error_or_warning(run_folder):
 
 @pytest.mark.parametrize("number, field", [(19, "head_epochs"), (25, "finetune_epochs")])
 def test_progress_ends_as_a_table_with_a_row_for_each_epoch(run_folder, number, field):
-    cell, = (cell for cell in nbformat.read(run_folder / "walkthrough.ipynb", 4).cells if cell.source.startswith(f"# In [{number}]\n"))
+    (cell,) = (
+        cell
+        for cell in nbformat.read(run_folder / "walkthrough.ipynb", 4).cells
+        if cell.source.startswith(f"# In [{number}]\n")
+    )
     page = "".join(output.data.get("text/html", "") for output in cell.outputs if "data" in output)
     rows = re.findall(r"<tr[^>]*>\s*<td>(.*?)</td>", page)
     assert rows == [str(epoch) for epoch in range(getattr(Recipe.sample(), field))]
@@ -53,21 +58,34 @@ def test_every_figure_is_a_png_of_its_own(run_folder):
 
 def test_run_leaves_page_models_submission_and_model_folder(run_folder):
     assert "Grad-CAM" in (run_folder / "walkthrough.html").read_text("utf-8")
-    assert {path.name for path in (run_folder / "models").iterdir()} >= {"resnet18_stage1.pth", "resnet18_stage2.pth"}
+    assert {path.name for path in (run_folder / "models").iterdir()} >= {
+        "resnet18_stage1.pth",
+        "resnet18_stage2.pth",
+    }
     lines = (run_folder / "resnet18_submission.csv").read_text().splitlines()
     sample = (run_folder / "data/sample_submission.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == [line.split(",")[0] for line in sample]
     dataset = open_dataset(run_folder / "data")
-    prediction = predict_image(load_bundle(run_folder / "model"), dataset.test_path(dataset.test_ids[0]))
+    prediction = predict_image(
+        load_bundle(run_folder / "model"), dataset.test_path(dataset.test_ids[0])
+    )
     printed = json.dumps(nbformat.read(run_folder / "walkthrough.ipynb", 4))
     assert f"tumour probability {prediction.probability:.4f}" in printed
 
 
 def test_the_new_process_says_what_this_one_says(run_folder):
     notebook = nbformat.read(run_folder / "walkthrough.ipynb", 4)
-    cells = {re.match(r"# In \[(\d+)\]", c.source)[1]: c for c in notebook.cells if c.source.startswith("# In [")}
+    cells = {
+        re.match(r"# In \[(\d+)\]", c.source)[1]: c
+        for c in notebook.cells
+        if c.source.startswith("# In [")
+    }
     other = float("".join(o.get("text", "") for o in cells["44"].outputs).split("\t")[2])
-    here = float(re.search(r"probability ([\d.]+)", "".join(o.get("text", "") for o in cells["45"].outputs))[1].rstrip("."))
+    here = float(
+        re.search(r"probability ([\d.]+)", "".join(o.get("text", "") for o in cells["45"].outputs))[
+            1
+        ].rstrip(".")
+    )
     assert other == pytest.approx(here, abs=1e-4)
 
 

@@ -1,4 +1,5 @@
 """The record of a run, and what --resume makes of it."""
+
 import json
 import subprocess
 import warnings
@@ -9,18 +10,37 @@ from hcd import Recipe
 from hcd.disk.whole import write_json
 from hcd.runs import record
 
-PARAMETERS = {"data_folder": "", "recipe_changes": {}, "num_workers": None, "device": None, "remove_outliers": False,
-              "back_to_stage1": False}
+PARAMETERS = {
+    "data_folder": "",
+    "recipe_changes": {},
+    "num_workers": None,
+    "device": None,
+    "remove_outliers": False,
+    "back_to_stage1": False,
+}
 
 
-WRONG = [{"num_workers": "lots"}, {"num_workers": -1}, {"num_workers": True}, {"device": 3}, {"data_folder": None},
-         {"remove_outliers": 1}, {"recipe_changes": {"batch_size": 16}}, {"recipe_changes": {"x = 1 #": 1}}, {"recipe_changes": []},
-         {"resume": True}, {"x = open('witness', 'w').close() #": 1}]
+WRONG = [
+    {"num_workers": "lots"},
+    {"num_workers": -1},
+    {"num_workers": True},
+    {"device": 3},
+    {"data_folder": None},
+    {"remove_outliers": 1},
+    {"recipe_changes": {"batch_size": 16}},
+    {"recipe_changes": {"x = 1 #": 1}},
+    {"recipe_changes": []},
+    {"resume": True},
+    {"x = open('witness', 'w').close() #": 1},
+]
 
 
 def leave_notebook(folder, *texts):
     outputs = [{"name": name, "text": text} for name, text in texts]
-    write_json(folder / "walkthrough.ipynb", {"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": outputs}]})
+    write_json(
+        folder / "walkthrough.ipynb",
+        {"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": outputs}]},
+    )
 
 
 def test_record_says_what_it_takes_to_run_again(tmp_path):
@@ -28,14 +48,21 @@ def test_record_says_what_it_takes_to_run_again(tmp_path):
     kept = json.loads((tmp_path / "run.json").read_text())
     assert kept == json.loads(json.dumps(begun)) and kept["data_fingerprint"] == "abc"
     assert Recipe(**kept["recipe"]) == Recipe.sample() and kept["parameters"] == PARAMETERS
-    assert {"python", "torch", "fastai", "opencv"} <= set(kept["versions"]) and kept["machine"]["cores"] >= 1
+    assert {"python", "torch", "fastai", "opencv"} <= set(kept["versions"]) and kept["machine"][
+        "cores"
+    ] >= 1
     assert kept["finished"] is None and len(kept["started"]) == 1
 
 
 def test_git_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
     def git(*words):
-        return subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y.z", *words], cwd=tmp_path, check=True,
-                              capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-c", "user.name=x", "-c", "user.email=x@y.z", *words],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
 
     monkeypatch.setattr(record, "__file__", str(tmp_path / "hcd" / "record.py"))
     assert record._git_commit() is None
@@ -52,13 +79,35 @@ def test_git_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
 
 def test_the_end_keeps_every_warning_and_nothing_else(tmp_path):
     begun = record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
-    leave_notebook(tmp_path, ("stderr", "progress\n/a.py:3: UserWarning: odd\n  source line\n"), ("stdout", "FakeWarning: no"),
-                   ("stderr", ["x.py:1: DeprecationWarning:\n", "old\nand long\n", " 40%|####    | 2/5\n", "y.py:2: UserWarning: new\n"]))
-    record.note_end(tmp_path, begun, ["z.py:9: UserWarning: of the command"], {"data_fingerprint": "abc"})
+    leave_notebook(
+        tmp_path,
+        ("stderr", "progress\n/a.py:3: UserWarning: odd\n  source line\n"),
+        ("stdout", "FakeWarning: no"),
+        (
+            "stderr",
+            [
+                "x.py:1: DeprecationWarning:\n",
+                "old\nand long\n",
+                " 40%|####    | 2/5\n",
+                "y.py:2: UserWarning: new\n",
+            ],
+        ),
+    )
+    record.note_end(
+        tmp_path, begun, ["z.py:9: UserWarning: of the command"], {"data_fingerprint": "abc"}
+    )
     kept = json.loads((tmp_path / "run.json").read_text())
-    assert kept["warnings"] == ["z.py:9: UserWarning: of the command", "/a.py:3: UserWarning: odd",
-                                "x.py:1: DeprecationWarning:\nold\nand long", "y.py:2: UserWarning: new"]
-    assert kept["data_fingerprint"] == "abc" and kept["finished"] and kept["started"] == begun["started"]
+    assert kept["warnings"] == [
+        "z.py:9: UserWarning: of the command",
+        "/a.py:3: UserWarning: odd",
+        "x.py:1: DeprecationWarning:\nold\nand long",
+        "y.py:2: UserWarning: new",
+    ]
+    assert (
+        kept["data_fingerprint"] == "abc"
+        and kept["finished"]
+        and kept["started"] == begun["started"]
+    )
 
 
 def test_warnings_of_failed_and_of_killed_attempts_are_kept_once(tmp_path):
@@ -68,7 +117,10 @@ def test_warnings_of_failed_and_of_killed_attempts_are_kept_once(tmp_path):
     resumed = record.resume_record(tmp_path, {})
     assert resumed["warnings"] == ["a.py:1: UserWarning: first"] and not resumed["finished"]
     leave_notebook(tmp_path, ("stderr", "a.py:1: UserWarning: second\n"))  # and killed
-    assert record.resume_record(tmp_path, {})["warnings"] == ["a.py:1: UserWarning: first", "a.py:1: UserWarning: second"]
+    assert record.resume_record(tmp_path, {})["warnings"] == [
+        "a.py:1: UserWarning: first",
+        "a.py:1: UserWarning: second",
+    ]
     for damaged in ("{", "[]", '{"cells": [1]}', "[" * 100_000):
         (tmp_path / "walkthrough.ipynb").write_text(damaged)
         assert "cannot be read" in record.shown_warnings(tmp_path / "walkthrough.ipynb")[0]
@@ -87,8 +139,15 @@ def test_resume_notes_the_time_and_takes_equal_values(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text()) == again
 
 
-@pytest.mark.parametrize("changes, words", [({"batch_size": 8}, ["batch_size=32", "8"]), ({"fast": True}, ["fast=False", "True"]),
-                                            ({"mean": [0.5, 0.5, 0.5]}, ["mean=", "(0.5, 0.5, 0.5)"])], ids=str)
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"batch_size": 8}, ["batch_size=32", "8"]),
+        ({"fast": True}, ["fast=False", "True"]),
+        ({"mean": [0.5, 0.5, 0.5]}, ["mean=", "(0.5, 0.5, 0.5)"]),
+    ],
+    ids=str,
+)
 def test_another_recipe_is_refused_and_nothing_is_noted(tmp_path, refused, changes, words):
     record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
     with refused(ValueError, tmp_path, *words):
@@ -102,10 +161,22 @@ def test_no_record_and_damaged_ones(tmp_path, refused):
     good = record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
     recipe, missing = good["recipe"], dict(PARAMETERS)
     del missing["device"]
-    changes = [{"format": "hcd-run-9"}, {"recipe": {"bogus": 1}}, {"recipe": 3}, {"recipe": {**recipe, "batch_size": "many"}},
-               {"recipe": {**recipe, "mean": [0.5] * 100_000}}, {"recipe": {**recipe, "batch_size": 16}}, {"parameters": None},
-               {"parameters": []}, {"parameters": missing}, {"started": None}, {"started": "then"}, {"warnings": [3]},
-               {"finished": 7}, *({"parameters": {**PARAMETERS, **wrong}} for wrong in WRONG)]
+    changes = [
+        {"format": "hcd-run-9"},
+        {"recipe": {"bogus": 1}},
+        {"recipe": 3},
+        {"recipe": {**recipe, "batch_size": "many"}},
+        {"recipe": {**recipe, "mean": [0.5] * 100_000}},
+        {"recipe": {**recipe, "batch_size": 16}},
+        {"parameters": None},
+        {"parameters": []},
+        {"parameters": missing},
+        {"started": None},
+        {"started": "then"},
+        {"warnings": [3]},
+        {"finished": 7},
+        *({"parameters": {**PARAMETERS, **wrong}} for wrong in WRONG),
+    ]
     for damaged in ([], {}, 3, *({**good, **change} for change in changes)):
         write_json(tmp_path / "run.json", damaged)
         with refused(ValueError, "run.json is no record") as caught:
