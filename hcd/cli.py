@@ -7,23 +7,28 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
 import papermill
 from nbclient.exceptions import DeadKernelError
 
+from . import __version__
 from .dataset.check import check_dataset
 from .dataset.opened import open_dataset
 from .dataset.packer import pack_dataset
 from .disk.whole import whole_write
 from .engine.compat import silence_opencv
+from .errors import InputError
 from .export.bundle import load_bundle, predict_image
 from .learner import check_machine
 from .recipe import Recipe
 from .runs.folder import new_run_folder, prepare_output, resume_command
-from .runs.notebook import InputError, run_notebook
+from .runs.notebook import run_notebook
 from .runs.record import note_end, noted_warnings, resume_record, start_record
+
+REPORT = "please report it with the lines above and the command that you gave"
 
 
 def main(arguments=None):
@@ -34,20 +39,24 @@ def main(arguments=None):
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
         return options.command(options)
-    except (InputError, ValueError, TypeError, OSError) as error:
+    except (InputError, OSError) as error:
         # one line, whatever a library wrote
         print(f"hcd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hcd: stopped; what was finished stays where it is", file=sys.stderr)
         return 130
+    except Exception:
+        traceback.print_exc()
+        print(f"hcd: this is a fault of hcd {__version__}; {REPORT}", file=sys.stderr)
+        return 1
 
 
 def run(options):
     """Execute the walkthrough, or go on with a run that was interrupted, and print the closing
     table."""
     if options.workers is not None and options.workers < 0:
-        raise ValueError(f"--workers {options.workers} is no count; give 0 or more")
+        raise InputError(f"--workers {options.workers} is no count; give 0 or more")
     with noted_warnings() as noted:
         output, record = _resumed_run(options) if options.resume else _new_run(options)
         print(f"writing to {output}")
@@ -127,7 +136,7 @@ def _resumed_run(options):
     was run with."""
     for flag in ("output", "remove_outliers", "back_to_stage1"):
         if getattr(options, flag):
-            raise ValueError(
+            raise InputError(
                 f"--{flag.replace('_', '-')} cannot be given with --resume, which goes on as it"
                 " began; leave it out"
             )

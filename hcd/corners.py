@@ -5,6 +5,8 @@ import math
 from bisect import bisect
 from functools import lru_cache
 
+from .errors import InputError
+
 
 @lru_cache(maxsize=1024)
 def corner_depth(original_size, crop_size, max_rotation, max_shift, quarter_turns):
@@ -45,7 +47,7 @@ def require_shallow_corners(original_size, crop_size, max_rotation, max_shift, q
     into most crops.
 
     Raises:
-        ValueError: corners would show deeper than that; says what to lower to which value.
+        InputError: corners would show deeper than that; says what to lower to which value.
     """
     # the walkthrough's own 2.4 px stay, as KEPT K2
     most = corner_depth(96, 96, 3, 0, True) * max(1, original_size / 96)
@@ -63,7 +65,7 @@ def require_shallow_corners(original_size, crop_size, max_rotation, max_shift, q
     remedies = [f"max_rotation to {rotation}"] * (rotation >= 0) + [f"crop_size to {crop}"] * (
         crop > 0
     )
-    raise ValueError(
+    raise InputError(
         f"max_rotation={max_rotation} would show black corners up to {depth:.1f} px deep in a crop"
         f" of {crop_size} px; lower {' or '.join(remedies) or 'max_shift'}"
     )

@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 from .dataset.tables import id_array
 from .engine.device import find_device
 from .engine.draws import replace_loaders
+from .errors import InputError
 from .reader import read_cropped_image
 from .recipe import Recipe
 
@@ -26,13 +27,13 @@ def stratified_split(labels, valid_fraction=0.1, rng_seed=None):
         train_idx, valid_idx: two disjoint (n,) int arrays of row positions, together all rows, in
             random order.
     Raises:
-        ValueError: a share or a table too small to leave every label on both sides.
+        InputError: a share or a table too small to leave every label on both sides.
 
     Source: In 10.
     """
     labels = np.asarray(labels)
     if not 0 < valid_fraction < 1:
-        raise ValueError(
+        raise InputError(
             f"valid_fraction={valid_fraction} is no share; give one between 0 and 1, 0.1 in the"
             " walkthrough"
         )
@@ -45,7 +46,7 @@ def stratified_split(labels, valid_fraction=0.1, rng_seed=None):
         )
     # of a rare label, sklearn's rounding can leave one side none
     if not sides or any(len(np.unique(labels[side])) < len(kinds) for side in sides):
-        raise ValueError(
+        raise InputError(
             f"{len(labels)} labels with counts {dict(zip(kinds.tolist(), counts.tolist()))} cannot"
             f" be split at valid_fraction={valid_fraction}: each side needs both labels; use more"
             " patches or another share"
@@ -119,7 +120,7 @@ def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
         fastai ImageDataBunch; batches are (batch_size, 3, crop_size, crop_size) float32,
         normalised.
     Raises:
-        ValueError: fewer training patches than one batch (fastai would drop it and train on
+        InputError: fewer training patches than one batch (fastai would drop it and train on
             nothing), or valid_idx are no distinct row positions.
 
     CHANGED C3: ids are joined to the data folder (the walkthrough's path '/' gives items that begin
@@ -132,12 +133,12 @@ def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
     """
     n_rows, n_train = len(dataset.labels), len(dataset.labels) - len(valid_idx)
     if not len(valid_idx) or len(np.intersect1d(valid_idx, np.arange(n_rows))) < len(valid_idx):
-        raise ValueError(
+        raise InputError(
             f"valid_idx with {len(valid_idx)} entries must name some of the rows 0 to {n_rows - 1},"
             " none of them twice; take those of stratified_split on this data set"
         )
     if n_train < recipe.batch_size:
-        raise ValueError(
+        raise InputError(
             f"batch_size={recipe.batch_size} is more than the {n_train} training patches, and an"
             f" incomplete batch is dropped; give {n_train} or less"
         )

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import auc, roc_curve
 
+from .errors import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class Score:
@@ -27,7 +29,7 @@ def score_predictions(probabilities, labels):
     Returns:
         Score.
     Raises:
-        ValueError: shapes differ, a probability is not in [0, 1], or only one label is there.
+        InputError: shapes differ, a probability is not in [0, 1], or only one label is there.
 
     CHANGED C4: the walkthrough takes exp of the probabilities first, which leaves the AUC as it is
         but not the thresholds.
@@ -36,16 +38,16 @@ def score_predictions(probabilities, labels):
     """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     if labels.ndim != 1 or probabilities.shape != (len(labels), 2):
-        raise ValueError(
+        raise InputError(
             f"probabilities have shape {probabilities.shape} and labels {labels.shape}; give (N, 2)"
             " and (N,)"
         )
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError(
+        raise InputError(
             "a probability is outside [0, 1] or not a number; give softmax outputs, not logits"
         )
     if set(np.unique(labels)) != {0, 1}:
-        raise ValueError(
+        raise InputError(
             f"labels hold {np.unique(labels)[:5].tolist()}; a ROC curve needs both 0 and 1 and"
             " nothing else"
         )

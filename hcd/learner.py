@@ -12,6 +12,7 @@ from torch import nn
 from .engine.compat import Learner, find_arch, require_weights, with_pretrained_flag
 from .engine.device import find_device
 from .engine.fast import FastModel, LossScaler, low_precision
+from .errors import InputError
 
 
 def get_learner(data, recipe, path="."):
@@ -24,7 +25,7 @@ def get_learner(data, recipe, path="."):
     Returns:
         fastai Learner with accuracy as metric and a live graph of the losses.
     Raises:
-        ValueError: unknown architecture. FileNotFoundError: no pretrained weights to be had.
+        InputError: unknown architecture. FileNotFoundError: no pretrained weights to be had.
 
     KEPT K4: "frozen" layers still train their batch norms (fastai's train_bn), and weight decay
     still shrinks their biases (DenseNet has none). Without pretrained weights nothing is frozen.
@@ -58,7 +59,7 @@ def check_machine(recipe, device=None):
     Args:
         recipe: `arch` and `pretrained`. device: see `find_device`.
     Raises:
-        ValueError: unknown architecture, one that fastai cannot cut, no such device.
+        InputError: unknown architecture, one that fastai cannot cut, no such device.
             FileNotFoundError: no pretrained weights.
     """
     find_device(device)
@@ -79,7 +80,7 @@ def build_model(recipe, n_classes=2):
         split: function of the model that gives the first layer of each layer group but the first,
             see fastai's `Learner.split`.
     Raises:
-        ValueError: unknown architecture, or one that does not end in a pooling layer and a
+        InputError: unknown architecture, or one that does not end in a pooling layer and a
             classifier, where fastai cuts.
 
     CHANGED C18: fastai cuts others in the wrong place in silence, or fails far below.
@@ -103,7 +104,7 @@ def build_model(recipe, n_classes=2):
             getattr(arch, "__name__", arch),
             " ".join([type(error).__name__, *str(error).split()])[:120],
         )
-        raise ValueError(
+        raise InputError(
             f"arch={name!r} cannot be made into body and head by fastai ({reason}); choose another,"
             " such as densenet169 or resnet50"
         ) from error
@@ -121,7 +122,7 @@ def build_shapes(recipe):
     Returns:
         model: nn.Sequential(body, head) of tensors that have a shape and a type but no values.
     Raises:
-        ValueError: as `build_model`, or an architecture whose shapes torch cannot work out without
+        InputError: as `build_model`, or an architecture whose shapes torch cannot work out without
             memory (RegNet).
     """
     with torch.device("meta"):

@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from .errors import InputError
+
 CENTRE = 32  # px, side of the square in the middle of a patch that decides its label
 # told apart without colour too
 LINES = [("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
@@ -36,7 +38,7 @@ def plot_patches(negatives, positives, title, centre_box=False):
     Args: negatives, positives: images; title: str; centre_box: outline the centre 32 x 32 px in
     blue or red.
     Returns: Figure of 2 x 5 axes in px; those without a patch are hidden.
-    Raises: ValueError: no patch at all, more than five of a class, not an image, or a box that does
+    Raises: InputError: no patch at all, more than five of a class, not an image, or a box that does
     not fit.
 
     CHANGED C10: axes count pixel edges, so the box frames exactly pixels 32 to 63; the
@@ -50,7 +52,7 @@ def plot_patches(negatives, positives, title, centre_box=False):
     ]
     sides = [side for _, cells in rows for cell in cells for side in np.shape(cell.image)[:2]]
     if centre_box and min(sides, default=CENTRE) < CENTRE:
-        raise ValueError(
+        raise InputError(
             f"a patch side of {min(sides)} px is below {CENTRE} px: set centre_box=False"
         )
     figure, axes = _draw_rows(rows, 5, (15, 6.6), title, ticks=True)
@@ -77,7 +79,7 @@ def plot_draws(images, title):
 
     Args: images: at least one image; title: str.
     Returns: Figure of one row, one axes a draw.
-    Raises: ValueError: no image, or not an image.
+    Raises: InputError: no image, or not an image.
     Source: In 6.
     """
     cells = [Cell(image) for image in images]
@@ -92,14 +94,14 @@ def plot_outliers(dark, bright, most=6):
     Args: dark, bright: lists, perhaps empty, of (id, label, image); most: how many of each are
     shown.
     Returns: Figure of 2 x most axes; a row tells its count, "6 of 9" where some are left out.
-    Raises: ValueError: most is below 1, or not an image.
+    Raises: InputError: most is below 1, or not an image.
 
     CHANGED C11: none, and more than six, are said to be so; the walkthrough shows six in silence.
 
     Source: In 9.
     """
     if most < 1:
-        raise ValueError(f"most={most} leaves nothing to show: it must be at least 1")
+        raise InputError(f"most={most} leaves nothing to show: it must be at least 1")
     rows = []
     for name, found in (("Extremely dark", dark), ("Extremely bright", bright)):
         count = (
@@ -132,14 +134,14 @@ def plot_sweep(curves):
     Args: curves: objects with .weight_decay, .lrs and .losses (smoothed already); a loss not finite
     leaves a gap.
     Returns: Figure of one axes, learning rate on a logarithmic axis, one line a curve.
-    Raises: ValueError: no curves, or a curve with more or fewer learning rates than losses.
+    Raises: InputError: no curves, or a curve with more or fewer learning rates than losses.
 
     CHANGED C12: the walkthrough fixes the limits for its own curves.
 
     Source: In 17, In 18.
     """
     if not len(curves):
-        raise ValueError("0 curves: there is nothing to plot; give one a weight decay")
+        raise InputError("0 curves: there is nothing to plot; give one a weight decay")
     lines, usable = [], []
     for curve in curves:
         name = _short(curve.weight_decay)
@@ -147,7 +149,7 @@ def plot_sweep(curves):
             np.array([float(value) for value in values]) for values in (curve.lrs, curve.losses)
         )
         if len(lrs) != len(losses):
-            raise ValueError(
+            raise InputError(
                 f"weight decay {name} has {len(lrs)} learning rates and {len(losses)} losses: "
                 "give one loss a learning rate"
             )
@@ -176,7 +178,7 @@ def plot_patch_grid(rows, title):
 
     Args: rows: list of (row label, list of up to four `Cell`); title: str, what the captions mean.
     Returns: Figure of len(rows) x 4 axes; those without a cell are hidden.
-    Raises: ValueError: no cell at all, more than four in a row, not an image, or not a finite 2-D
+    Raises: InputError: no cell at all, more than four in a row, not an image, or not a finite 2-D
     heatmap.
 
     CHANGED C13: grey levels keep one scale and the heatmap covers the image exactly; the
@@ -193,11 +195,11 @@ def plot_roc(false_positive_rate, true_positive_rate, auc):
     Args: false_positive_rate, true_positive_rate: (T,) floats in [0, 1], one a threshold; auc: area
     under the curve.
     Returns: Figure of one square axes, the AUC in its legend.
-    Raises: ValueError: the two rates differ in length.
+    Raises: InputError: the two rates differ in length.
     Source: In 38.
     """
     if len(false_positive_rate) != len(true_positive_rate):
-        raise ValueError(
+        raise InputError(
             f"{len(false_positive_rate)} false and {len(true_positive_rate)} true positive rates: "
             "give one of each a threshold"
         )
@@ -227,11 +229,11 @@ def plot_prediction(image, label, probability):
 
     Args: image: one image; label: name of the predicted class; probability: of tumour, in [0, 1].
     Returns: Figure of one axes, titled such as "negative, tumour probability 0.03".
-    Raises: ValueError: not an image, or a probability outside [0, 1].
+    Raises: InputError: not an image, or a probability outside [0, 1].
     Source: In 45.
     """
     if not 0 <= probability <= 1:
-        raise ValueError(
+        raise InputError(
             f"probability={probability} is not within 0 to 1: apply softmax to logits first"
         )
     return _draw_rows(
@@ -245,9 +247,9 @@ def _draw_rows(
     """Lay out (label, cells) rows; return the figure and its (rows, columns) axes."""
     longest = max((len(cells) for _, cells in rows), default=0)
     if not (longest or may_be_empty):
-        raise ValueError("0 images: there is nothing to plot; give at least one")
+        raise InputError("0 images: there is nothing to plot; give at least one")
     if longest > columns:
-        raise ValueError(f"a row of {longest} images does not fit: give at most {columns} a row")
+        raise InputError(f"a row of {longest} images does not fit: give at most {columns} a row")
     # checked before a figure is left lying about
     pixels = [[_pixels(cell) for cell in cells] for _, cells in rows]
     figure, axes = plt.subplots(
@@ -296,13 +298,13 @@ def _pixels(cell):
     """Return a cell's image as an array, checked like its heatmap."""
     image = np.asarray(cell.image)
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
-        raise ValueError(
+        raise InputError(
             f"an image of shape {image.shape} cannot be shown: it must be (H, W, 3) or (H, W)"
         )
     if cell.heatmap is not None and (
         np.ndim(cell.heatmap) != 2 or not np.isfinite(np.asarray(cell.heatmap)).all()
     ):
-        raise ValueError(
+        raise InputError(
             f"a heatmap of shape {np.shape(cell.heatmap)} cannot be shown: it must be (h, w), all"
             " finite"
         )
@@ -310,7 +312,7 @@ def _pixels(cell):
     if image.dtype != np.uint8 and not (
         image.dtype.kind == "f" and image.min() >= -1e-3 and image.max() <= 1.001
     ):
-        raise ValueError(
+        raise InputError(
             f"an image of {image.dtype} from {image.min()} to {image.max()} cannot be shown: it"
             " must be uint8, or float within [0, 1]; denormalise it first"
         )

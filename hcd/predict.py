@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .disk.whole import whole_write
 from .engine.compat import DataLoader
+from .errors import InputError
 from .reader import apply_draw, draw_augmentation, read_patch
 from .runs.checkpoint import weights_digest
 
@@ -33,15 +34,15 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
     Returns:
         (N, 2) float64 mean probabilities of negative and tumour, in test-set order.
     Raises:
-        ValueError: fewer than one pass, or no test set.
+        InputError: fewer than one pass, or no test set.
 
     Source: In 39.
     """
     if passes < 1:
-        raise ValueError(f"passes={passes} averages nothing; give 1 or more, 12 in the walkthrough")
+        raise InputError(f"passes={passes} averages nothing; give 1 or more, 12 in the walkthrough")
     test_dl = learner.data.test_dl
     if test_dl is None:
-        raise ValueError("the learner's databunch has no test set; build it with make_databunch")
+        raise InputError("the learner's databunch has no test set; build it with make_databunch")
     call = {"passes": passes, "weights": weights_digest(learner.model)} if checkpoints else None
     kept = checkpoints.load("tta", call, learner.data) if checkpoints else None
     means = []
@@ -118,7 +119,7 @@ def write_submission(path, dataset, learner, probabilities):
     Returns:
         DataFrame with the columns id and label (tumour probability), as written.
     Raises:
-        ValueError: a shape, id or value that a submission may not have; nothing is written then.
+        InputError: a shape, id or value that a submission may not have; nothing is written then.
 
     CHANGED C6: predictions find their id by the file's stem; the walkthrough's look-up by path
         fails.
@@ -128,17 +129,17 @@ def write_submission(path, dataset, learner, probabilities):
     probabilities = np.asarray(probabilities)
     ids = [Path(item).stem for item in learner.data.test_ds.items]
     if probabilities.shape != (len(ids), 2):
-        raise ValueError(
+        raise InputError(
             f"probabilities have shape {probabilities.shape} for {len(ids)} test patches; give"
             f" ({len(ids)}, 2)"
         )
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError(
+        raise InputError(
             "a probability is outside [0, 1] or not a number; no submission was written, check the"
             " model"
         )
     if len(set(ids)) != len(ids) or sorted(ids) != sorted(dataset.sample_ids):
-        raise ValueError(
+        raise InputError(
             f"the {len(set(ids))} predicted ids are not the {len(dataset.sample_ids)} of"
             " sample_submission.csv; predict the test set of this very data set"
         )

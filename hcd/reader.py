@@ -8,6 +8,7 @@ import numpy as np
 
 from .disk.images import MOST_PIXELS, claimed_size, decode_image, read_content
 from .disk.tiff import plain_rgb
+from .errors import InputError
 from .recipe import Recipe
 
 
@@ -20,7 +21,7 @@ def read_image(path):
     Returns:
         (H, W, 3) uint8 RGB, 0 to 255.
     Raises:
-        FileNotFoundError: no such file. ValueError: no readable image, or one that is not 8-bit
+        FileNotFoundError: no such file. InputError: no readable image, or one that is not 8-bit
             RGB.
 
     CHANGED C14: the walkthrough's reader turns grey, 16-bit and alpha images into 8-bit colour in
@@ -39,17 +40,17 @@ def read_image(path):
     if image is None:
         width, height = claimed_size(content) or (0, 0)
         if width * height > MOST_PIXELS:
-            raise ValueError(
+            raise InputError(
                 f"{path} claims {width} x {height} px; at most {MOST_PIXELS} px are decoded,"
                 " restore it from the data set"
             )
-        raise ValueError(
+        raise InputError(
             f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or no"
             " TIFF, PNG or JPEG, restore it from the data set"
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         channels = 1 if image.ndim == 2 else image.shape[2]
-        raise ValueError(
+        raise InputError(
             f"{path} has {channels} channel(s) of {image.dtype}; a patch is 8-bit RGB with 3,"
             " convert or restore it"
         )
@@ -62,12 +63,12 @@ def read_patch(path, recipe=Recipe()):
     Returns:
         (original_size, original_size, 3) uint8 RGB.
     Raises:
-        FileNotFoundError, ValueError: as `read_image`, or another size.
+        FileNotFoundError, InputError: as `read_image`, or another size.
     """
     image = read_image(path)
     size = recipe.original_size
     if image.shape[:2] != (size, size):
-        raise ValueError(
+        raise InputError(
             f"{path} is {image.shape[1]} x {image.shape[0]} px; the recipe reads patches of {size}"
             f" x {size} px, restore the file or change original_size"
         )
@@ -87,7 +88,7 @@ def read_cropped_image(path, augmentations=True, recipe=Recipe(), rng=random):
         (crop_size, crop_size, 3) float32 RGB in [0, 1]; without augmentations (original_size,
         original_size, 3).
     Raises:
-        FileNotFoundError, ValueError: as `read_patch`.
+        FileNotFoundError, InputError: as `read_patch`.
 
     KEPT K1: without augmentations the patch is not cropped either.
 

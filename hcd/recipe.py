@@ -4,11 +4,12 @@ import sys
 from dataclasses import dataclass, fields, replace
 
 from .corners import corner_depth, require_shallow_corners
+from .errors import InputError, InputTypeError
 
 
 def _require(ok, text):
     if not ok:
-        raise ValueError(text)
+        raise InputError(text)
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Recipe:
     walkthrough does. `fast=True` computes in 16 bits, see `hcd.fast`.
 
     Raises:
-        ValueError: a value outside its range; TypeError: a value of the wrong type.
+        InputError: a value outside its range; InputTypeError: a value of the wrong type.
 
     Source: In 4, In 10, In 11, In 14 (mean, std), In 16 to 19, In 25, In 39.
     """
@@ -140,7 +141,9 @@ class Recipe:
                 {bool: "True or False", int: "an integer"}[type(default)],
             )
         if not good:
-            raise TypeError(f"{name}={value!r} is not {wanted}; give it as {default!r} is given")
+            raise InputTypeError(
+                f"{name}={value!r} is not {wanted}; give it as {default!r} is given"
+            )
 
     def _check_geometry(self):
         size, crop = self.original_size, self.crop_size

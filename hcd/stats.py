@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from .disk.parallel import map_patches
+from .errors import InputError
 from .reader import read_patch
 from .recipe import Recipe
 
@@ -41,7 +42,7 @@ def channel_statistics(paths, recipe=Recipe(), progress=True):
         ChannelStatistics; the same whatever the order of `paths`, but for the order of the
         outliers.
     Raises:
-        ValueError: a file is no patch, or no patch is left to count.
+        InputError: a file is no patch, or no patch is left to count.
 
     Source: In 7, In 8.
     """
@@ -60,7 +61,7 @@ def channel_statistics(paths, recipe=Recipe(), progress=True):
             total_squares += squares
             counted += 1
     if not counted:
-        raise ValueError(
+        raise InputError(
             f"none of the {len(paths)} patches can be counted: {len(too_dark)} are too dark and"
             f" {len(too_bright)} too bright; name the folder of the training patches"
         )

@@ -21,7 +21,7 @@ from PIL import Image
 
 from hcd import Recipe, cli, load_bundle, predict_image, read_image, save_bundle
 from hcd.cli import main
-from hcd.runs.notebook import InputError
+from hcd.errors import InputError
 
 METRICS = {
     "data_fingerprint": "abc",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..disk.images import decode_image, read_content
 from ..disk.parallel import map_patches
+from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
 from ..stats import BRIGHT_ABOVE, DARK_BELOW
@@ -161,7 +162,7 @@ def _check_table(path, labelled, notes):
     """Note a table's faults; return {id: its labels} of the rows that can be used."""
     try:
         table = read_table(path)
-    except (ValueError, OSError) as error:  # one finding among others
+    except (InputError, OSError) as error:  # one finding among others
         notes["tables"].append(f"{path.name}: {_reason(error, path)}")
         return None
     faults = row_faults(table)
@@ -221,7 +222,7 @@ def _inspect(path, recipe):
     patch."""
     try:
         patch = read_patch(path, recipe)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         return "not_a_patch" if _holds_image(path) else "unreadable", error
     kind = (
         "too_dark"
@@ -236,7 +237,7 @@ def _inspect(path, recipe):
 def _holds_image(path):
     try:
         return decode_image(read_content(path)) is not None
-    except (ValueError, OSError):  # the file is already a finding
+    except (InputError, OSError):  # the file is already a finding
         return False
 
 

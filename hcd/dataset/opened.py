@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..disk.parallel import map_patches
+from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
 from .pack import FOLDER, PackedFolder, PackedPatch
@@ -101,7 +102,7 @@ def open_dataset(root, packed=None):
     Returns:
         Dataset.
     Raises:
-        FileNotFoundError: a folder, table or file is missing. ValueError: a table breaks its rule,
+        FileNotFoundError: a folder, table or file is missing. InputError: a table breaks its rule,
             a file has no id, or the pack is not of this data set.
 
     CHANGED C1: the walkthrough trusts its folder; here tables and files must agree before anything
@@ -114,7 +115,7 @@ def open_dataset(root, packed=None):
         raise FileNotFoundError(f"{root} is no folder; name the folder that holds {LAYOUT}")
     labels = read_labels(root / "train_labels.csv")
     if labels["label"].nunique() < 2:
-        raise ValueError(
+        raise InputError(
             f"{root / 'train_labels.csv'} holds only label {labels['label'].iloc[0]}; training"
             " needs patches of both"
         )
@@ -140,7 +141,7 @@ def open_dataset(root, packed=None):
     if test_labels is not None and not np.array_equal(
         np.sort(id_array(test_labels["id"])), sides[1][1]
     ):
-        raise ValueError(
+        raise InputError(
             f"{answers} does not answer for the ids of sample_submission.csv; correct it or move it"
             " away"
         )
@@ -156,7 +157,7 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
     Returns:
         number of patches read.
     Raises:
-        ValueError: at least one cannot be used; names the first three and counts all.
+        InputError: at least one cannot be used; names the first three and counts all.
     """
 
     def fault(path):
@@ -164,14 +165,14 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
             read_patch(path, recipe)
             if isinstance(path, PackedPatch):
                 path.prove()
-        except (ValueError, OSError) as error:  # collected, and raised together below
+        except (InputError, OSError) as error:  # collected, and raised together below
             return str(error)
         return None
 
     faults = [text for text in map_patches(fault, paths, "verifying patches", progress) if text]
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise ValueError(
+        raise InputError(
             f"{len(faults)} of {len(paths)} patches cannot be used: {'; '.join(faults[:3])}{more}"
         )
     return len(paths)
@@ -203,7 +204,7 @@ def _match_files(folder, ids, table):
             f" {len(wanted)} files are missing); finish the download"
         )
     if extra:
-        raise ValueError(
+        raise InputError(
             f"{folder / extra[0]} has no row in {table} ({len(extra)} such file(s)); add its row or"
             " move it away"
         )

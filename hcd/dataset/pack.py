@@ -18,6 +18,7 @@ import numpy as np
 
 from ..disk.images import encode_tiff
 from ..disk.whole import whole_write
+from ..errors import InputError
 from ..reader import read_image
 
 FOLDER, INDEX, IDS, HASHES, PATCHES = "packed", "index.json", "ids.npy", "sha1.npy", "patches.npy"
@@ -75,10 +76,10 @@ class PackedPatch:
         """Hash the pixels.
 
         Raises:
-            ValueError: they are not those that were packed.
+            InputError: they are not those that were packed.
         """
         if hashlib.sha1(self.pixels()).digest() != self.pack.sha1[self.row].tobytes():
-            raise ValueError(
+            raise InputError(
                 f"{self} has other pixels in {self.pack.folder / PATCHES} than were packed; "
                 f"{_remedy(self.pack.folder)}"
             )
@@ -100,7 +101,7 @@ class PackedFolder:
         Args:
             root: the data folder. digest: when given, the one that the pack must have.
         Raises:
-            FileNotFoundError: a file is missing. ValueError: unknown version, or a file that breaks
+            FileNotFoundError: a file is missing. InputError: unknown version, or a file that breaks
                 its rule.
         """
         self.root, self.folder = Path(root), Path(root) / FOLDER
@@ -110,7 +111,7 @@ class PackedFolder:
             setattr(self, key, _open_array(self.folder / name, kind, shape))
         self.digest = index_digest(index, self.ids, self.sha1)
         if self.digest != index["sha256"] or digest not in (None, self.digest):
-            raise ValueError(
+            raise InputError(
                 f"{self.folder / INDEX} is not the index of the {IDS} and {HASHES} beside it (the"
                 f" digests differ); {_remedy(self.folder)}"
             )
@@ -143,19 +144,19 @@ class PackedFolder:
         Args:
             ids: (n,) sorted bytes, none twice. table: name of the table that lists them.
         Raises:
-            ValueError: some are not.
+            InputError: some are not.
         """
         packed = self.sides[side][0]
         if np.array_equal(packed, ids):
             return
         missing, extra = np.setdiff1d(ids, packed), np.setdiff1d(packed, ids)
         if len(missing) + len(extra) == 0:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder / IDS} does not hold the ids of {side} sorted;"
                 f" {_remedy(self.folder)}"
             )
         example = ascii(bytes((missing if len(missing) else extra)[0]).decode(errors="replace"))
-        raise ValueError(
+        raise InputError(
             f"{self.folder / IDS} does not hold the ids of {table} (such as {example}:"
             f" {len(missing)} are not packed, {len(extra)} packed ones are not listed);"
             f" {_remedy(self.folder)}"
@@ -166,7 +167,7 @@ class PackedFolder:
         are there.
 
         Raises:
-            ValueError: a patch or a file is not what was packed.
+            InputError: a patch or a file is not what was packed.
         """
         total = len(self.ids)
         # the caller's generators stay as they are
@@ -174,7 +175,7 @@ class PackedFolder:
         for patch in (PackedPatch(self, row) for row in {0, total - 1, *rows}):
             patch.prove()
             if os.path.isfile(patch) and not np.array_equal(read_image(str(patch)), patch.pixels()):
-                raise ValueError(
+                raise InputError(
                     f"{patch} holds other pixels than the patch packed from it in"
                     f" {self.folder / PATCHES}; {_remedy(self.folder)}"
                 )
@@ -261,21 +262,21 @@ def _read_index(path):
     except (ValueError, RecursionError):
         index = None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f"{path} is no index of packed patches; {_remedy(path.parent)}")
+        raise InputError(f"{path} is no index of packed patches; {_remedy(path.parent)}")
     if index.get("version") != VERSION:
-        raise ValueError(
+        raise InputError(
             f"{path} is of version {ascii(index.get('version'))[:40]}, and this hcd reads version"
             f" {VERSION}; {_remedy(path.parent)}"
         )
     for name, most in MOST.items():
         value = index.get(name)
         if type(value) is not int or not 1 <= value <= most:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {name} is {ascii(value)[:40]} instead of a number from 1 to {most};"
                 f" {_remedy(path.parent)}"
             )
     if set(index) != {"format", "version", "sha256", *MOST}:
-        raise ValueError(f"{path} holds other fields than an index does; {_remedy(path.parent)}")
+        raise InputError(f"{path} holds other fields than an index does; {_remedy(path.parent)}")
     return index
 
 
@@ -286,12 +287,12 @@ def _open_array(path, kind, shape):
     header, kind = array_header(kind, shape), np.dtype(kind)
     wanted, found = HEADER + kind.itemsize * int(np.prod(shape, dtype=object)), path.stat().st_size
     if found != wanted:
-        raise ValueError(
+        raise InputError(
             f"{path} has {found} bytes where its index needs {wanted}; {_remedy(path.parent)}"
         )
     with open(path, "rb") as file:
         if file.read(HEADER) != header:
-            raise ValueError(
+            raise InputError(
                 f"{path} is no array of {kind} with the shape {shape} that its index names;"
                 f" {_remedy(path.parent)}"
             )

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..disk.parallel import map_patches
 from ..disk.whole import take_lock, whole_write, writable_folder, write_json
+from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
 from .opened import open_dataset, verify_patches
@@ -69,7 +70,7 @@ def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
     Returns:
         PackReport.
     Raises:
-        FileNotFoundError, ValueError: as `open_dataset` and `read_patch`. FileExistsError: `into`
+        FileNotFoundError, InputError: as `open_dataset` and `read_patch`. FileExistsError: `into`
         holds other tables. OSError: no space, or no permission; nothing that existed is lost.
         KeyboardInterrupt: Ctrl-C; its text says how far it came.
     """
@@ -81,7 +82,7 @@ def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
             verify_patches(dataset.train_paths + dataset.test_paths, recipe, progress)
             _same_tables(root, target)
             return _report(target, 0, False, "")
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             # it is made anew below where the files are there, and then the report says why
             if not (root / "train").is_dir():
                 raise

@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..disk.images import encode_tiff
 from ..disk.whole import empty_folder
+from ..errors import InputError, InputTypeError
 from .opened import open_dataset
 from .tables import TABLES
 
@@ -41,17 +42,17 @@ def make_sample(root, train=480, test=96, rng_seed=0):
     Returns:
         Dataset of `train` labelled patches and `test` test patches.
     Raises:
-        ValueError: too few patches, or a bad rng_seed. FileExistsError: root holds anything else.
+        InputError: too few patches, or a bad rng_seed. FileExistsError: root holds anything else.
             OSError: root cannot be written.
     """
     for name, count, least in (("train", train, 8), ("test", test, 2)):
         if not isinstance(count, (int, np.integer)) or count < least:
-            raise ValueError(
+            raise InputError(
                 f"{name}={count!r} patches cannot hold both labels and outliers; ask for {least} or"
                 " more"
             )
     if not isinstance(rng_seed, (int, np.integer)) or rng_seed < 0:
-        raise ValueError(
+        raise InputError(
             f"rng_seed={rng_seed!r} starts no random generator; pass a whole number from 0 up"
         )
     root, call = Path(root), {"train": int(train), "test": int(test), "rng_seed": int(rng_seed)}
@@ -99,14 +100,14 @@ def draw_patch(label, rng):
     Returns:
         (96, 96, 3) uint8 RGB.
     Raises:
-        ValueError: another label. TypeError: another kind of generator.
+        InputError: another label. InputTypeError: another kind of generator.
     """
     if label not in (0, 1):
-        raise ValueError(
+        raise InputError(
             f"label={label!r} is no label: a patch is 0 (no tumour) or 1 (tumour); pass one of them"
         )
     if not isinstance(rng, (np.random.Generator, np.random.RandomState)):
-        raise TypeError(
+        raise InputTypeError(
             f"rng={rng!r} is no numpy generator; pass numpy.random.default_rng(rng_seed)"
         )
     eosin, glass = _stroma(rng)

@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pandas as pd
 
+from ..errors import InputError
+
 # fifteen times the competition's, and no memory filled
 MOST_TABLE_BYTES, MOST_ROWS, MOST_LINE = 1 << 27, 1 << 22, 1 << 16
 LAYOUT = (
@@ -26,7 +28,7 @@ def read_table(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the data folder must hold {LAYOUT}")
     if path.stat().st_size > MOST_TABLE_BYTES:
-        raise ValueError(
+        raise InputError(
             f"{path} has {path.stat().st_size} bytes; a table has at most {MOST_TABLE_BYTES},"
             " restore it from the data set"
         )
@@ -41,19 +43,19 @@ def read_table(path):
                     ids.append(row[id_at])
                     labels.append(row[label_at])
     except (ValueError, csv.Error) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is no CSV table with the header id,label ({error}); restore it from the"
             " data set"
         ) from error
     for column in ("id", "label"):
         if header.count(column) != 1:
-            raise ValueError(
+            raise InputError(
                 f"{path} has the columns {repr(header)[:100]} but"
                 f" {'no' if column not in header else 'more than one'} {column!r}; the header must"
                 " be id,label"
             )
     if not ids:
-        raise ValueError(f"{path} has a header but no rows; restore it from the data set")
+        raise InputError(f"{path} has a header but no rows; restore it from the data set")
     return pd.DataFrame({"id": ids, "label": labels})
 
 
@@ -64,7 +66,7 @@ def _table_rows(file):
     def lines():
         for line in file:
             if len(line) > MOST_LINE or "\0" in line:
-                raise ValueError(
+                raise InputError(
                     f"it has a line of {len(line)} characters"
                     if len(line) > MOST_LINE
                     else "it holds a NUL byte"
@@ -75,14 +77,14 @@ def _table_rows(file):
     for number, row in enumerate(filter(None, csv.reader(lines(), strict=True)), 1):
         header = header or row
         if len(row) != len(header) or number > MOST_ROWS:
-            raise ValueError(
+            raise InputError(
                 f"row {number} has {len(row)} field(s), the header {len(header)}"
                 if len(row) != len(header)
                 else f"it has more than {MOST_ROWS} rows"
             )
         yield row
     if not header:
-        raise ValueError("it is empty")
+        raise InputError("it is empty")
 
 
 def row_faults(table, columns=("id", "label")):
@@ -116,7 +118,7 @@ def read_ids(path):
         return table
     for fault, (_, rows) in row_faults(table, ["id"]).items():
         if rows.any():
-            raise ValueError(
+            raise InputError(
                 f"{path}: id {repr(table['id'][rows].iloc[0])[:100]} {fault} ({rows.sum()} such"
                 " row(s)); every row needs an id of its own made of letters, digits, - and _"
             )
@@ -141,7 +143,7 @@ def read_labels(path):
     ((_, wrong),) = row_faults(table, ["label"]).values()
     if wrong.any():
         row = table[wrong].iloc[0]
-        raise ValueError(
+        raise InputError(
             f"{path}: label {repr(row['label'])[:100]} of id {row['id']} is neither 0 nor 1"
             f" ({wrong.sum()} such row(s)); correct the table"
         )

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..errors import InputError
 from .tiff import LENGTH, WIDTH
 
 # every kind that libtiff takes for a size
@@ -115,7 +116,7 @@ def read_content(path):
     fills the memory is read.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: too large for any image.
+        FileNotFoundError: no such file. InputError: too large for any image.
     """
     try:
         file = os.open(path, READING)
@@ -126,7 +127,7 @@ def read_content(path):
         if not stat.S_ISREG(status.st_mode):
             raise _no_file(path)
         if status.st_size > MOST_BYTES:
-            raise ValueError(
+            raise InputError(
                 f"{path} has {status.st_size} bytes; an image file has at most {MOST_BYTES},"
                 " restore it from the data set"
             )

@@ -7,6 +7,8 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import InputError
+
 try:
     import fcntl
 except ImportError:  # Windows has none, and there a run's folder is not locked
@@ -107,11 +109,11 @@ def read_json(path, most_bytes):
     """Read a JSON file that anybody may have written; nothing in it is run.
 
     Raises:
-        OSError: it cannot be read. ValueError: too long, no JSON, numbers that are not finite, or a
+        OSError: it cannot be read. InputError: too long, no JSON, numbers that are not finite, or a
             name that stands twice.
     """
     if path.stat().st_size > most_bytes:
-        raise ValueError(
+        raise InputError(
             f"{path} has {path.stat().st_size} bytes; {path.name} has at most {most_bytes}, get the"
             " right file"
         )
@@ -123,7 +125,7 @@ def read_json(path, most_bytes):
             object_pairs_hook=_once,
         )
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is no JSON ({str(error)[:100]}); restore it from where it was written"
         ) from error
 
@@ -133,7 +135,7 @@ def _once(pairs):
     take another value."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"an object of {len(pairs)} names has one of them twice")
+        raise InputError(f"an object of {len(pairs)} names has one of them twice")
     return found
 
 
@@ -141,7 +143,7 @@ def _finite(text):
     """Turn a number of a JSON file into a float; refuse NaN, Infinity and 1e999."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is no finite number")
+        raise InputError(f"{text[:20]} is no finite number")
     return number
 
 

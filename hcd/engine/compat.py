@@ -23,6 +23,7 @@ import torch
 import torchvision
 
 from ..disk.whole import whole_write, writable_folder
+from ..errors import InputError
 
 # setuptools >= 67 warns that pkg_resources goes, Python >= 3.12 about escapes in fastai's own
 # source. catch_warnings would also take back the filters that fastai and the libraries below it set
@@ -53,7 +54,7 @@ def load_tensors(file):
     Args:
         file: path, or file opened for reading, of a `torch.save`.
     Raises:
-        FileNotFoundError: no such file. OSError: it cannot be read. ValueError: damaged, or holds
+        FileNotFoundError: no such file. OSError: it cannot be read. InputError: damaged, or holds
             more than tensors and numbers.
     """
     try:
@@ -77,7 +78,7 @@ def load_tensors(file):
         for torch_advice in ("trusted source.", "WeightsUnpickler error:"):
             reason = reason.split(torch_advice)[-1]
         reason = " ".join(reason.split()).split(". ")[0].rstrip(".")[:200] or type(error).__name__
-        raise ValueError(
+        raise InputError(
             f"{file} cannot be loaded as plain weights ({reason}); it is damaged or holds code, use"
             " a file that Learner.save wrote"
         ) from error
@@ -115,28 +116,28 @@ class Learner(fastai.basic_train.Learner):
         the CPU.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: damaged file, weights of another model, or
+            FileNotFoundError: no such file. InputError: damaged file, weights of another model, or
                 an optimiser state for other layers, found when the model has its weights already.
         """
         if purge or remove_module:
-            raise ValueError(
+            raise InputError(
                 "purge and remove_module are not supported by hcd's Learner.load; leave them False"
             )
         source = file if hasattr(file, "read") else self.path / self.model_dir / f"{file}.pth"
         state = load_tensors(source)
         if not isinstance(state, dict):
-            raise ValueError(
+            raise InputError(
                 f"{source} holds a {type(state).__name__} where weights by name belong; use a file"
                 " that Learner.save wrote"
             )
         has_opt = set(state) == {"model", "opt"}
         if with_opt and not has_opt:
-            raise ValueError(f"{source} holds no optimiser state; load it with with_opt=False")
+            raise InputError(f"{source} holds no optimiser state; load it with with_opt=False")
         try:
             self.model.load_state_dict(state["model"] if has_opt else state, strict=strict)
         except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()[:160]
-            raise ValueError(
+            raise InputError(
                 f"{source} holds the weights of another model ({reason}); build the learner with"
                 " the arch that was saved"
             ) from error
@@ -146,7 +147,7 @@ class Learner(fastai.basic_train.Learner):
             try:
                 self.opt.load_state_dict(state["opt"])
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(
+                raise InputError(
                     f"{source} holds the optimiser state of other trainable layers ({error});"
                     " freeze or unfreeze as when it was saved, or load it with with_opt=False"
                 ) from error
@@ -218,14 +219,14 @@ def find_arch(arch):
     callable.
 
     Raises:
-        ValueError: torchvision has no such classification model.
+        InputError: torchvision has no such classification model.
     """
     if callable(arch):
         return arch
     names = torchvision.models.list_models(torchvision.models)
     if arch not in names:
         close = get_close_matches(arch, names, 3, 0.4) or ["densenet169"]
-        raise ValueError(
+        raise InputError(
             f"arch={arch!r} is no model of torchvision {torchvision.__version__}; did you mean"
             f" {', '.join(close)}?"
         )
@@ -251,7 +252,7 @@ def require_weights(arch):
         arch: model builder, see `find_arch`; one that is not torchvision's brings its own weights
             and passes.
     Raises:
-        FileNotFoundError: not there and not to be had. ValueError: damaged, or none were ever
+        FileNotFoundError: not there and not to be had. InputError: damaged, or none were ever
             trained.
     """
     if not _is_torchvision(arch):
@@ -281,7 +282,7 @@ def _is_torchvision(arch):
 def _imagenet_weights(arch):
     kinds = torchvision.models.get_model_weights(arch)
     if "IMAGENET1K_V1" not in kinds.__members__:
-        raise ValueError(
+        raise InputError(
             f"torchvision has no IMAGENET1K_V1 weights for {arch.__name__}; use pretrained=False or"
             " another arch"
         )

@@ -5,12 +5,14 @@ import random
 import numpy as np
 import torch
 
+from ..errors import InputError
+
 
 def find_device(device=None):
     """Return the torch device to use; None takes a GPU when there is one.
 
     Raises:
-        ValueError: no such device here.
+        InputError: no such device here.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -18,7 +20,7 @@ def find_device(device=None):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:120]
-        raise ValueError(
+        raise InputError(
             f'device={str(device)!r} cannot be used here ({reason}); use "cpu" or leave it out'
         ) from error
     return torch.device(device)

@@ -14,6 +14,7 @@ import torch
 
 from ..disk.whole import whole_write, writable_folder
 from ..engine.compat import load_trusted_export
+from ..errors import InputError
 from ..learner import build_shapes
 from ..reader import augment, read_patch
 from ..recipe import Recipe
@@ -53,7 +54,7 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     Returns:
         Path of the folder.
     Raises:
-        ValueError: a model that `load_bundle` would turn down: not the one that the recipe of its
+        InputError: a model that `load_bundle` would turn down: not the one that the recipe of its
         databunch names, or with weights that are not finite; nothing is written then. OSError: the
         folder cannot be written.
 
@@ -65,7 +66,7 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     """
     recipe = learner.data.train_ds.x.recipe
     if not isinstance(recipe.arch, str):
-        raise ValueError(
+        raise InputError(
             f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name"
             " to save a bundle"
         )
@@ -102,7 +103,7 @@ def load_bundle(folder):
     Returns:
         Bundle.
     Raises:
-        FileNotFoundError: a file is missing. ValueError: unknown format, a field that breaks its
+        FileNotFoundError: a file is missing. InputError: unknown format, a field that breaks its
         rule, or other weights than the card names.
 
     Source: In 44.
@@ -112,8 +113,8 @@ def load_bundle(folder):
     pending = _pending(folder, card)
     try:
         model = build_shapes(recipe)  # a card cannot ask for memory that its weights do not need
-    except ValueError as error:
-        raise ValueError(f"{folder / CARD}: {str(error)[:300]}") from error
+    except InputError as error:
+        raise InputError(f"{folder / CARD}: {str(error)[:300]}") from error
     weights = pending if pending.is_file() else _existing(folder / WEIGHTS)
     model.load_state_dict(
         _read_weights(weights, card["weights_sha256"], model.state_dict()), assign=True
@@ -130,7 +131,7 @@ def predict_image(bundle, path):
     Returns:
         Prediction.
     Raises:
-        FileNotFoundError, ValueError: no such file, no such patch, or a model whose answer is no
+        FileNotFoundError, InputError: no such file, no such patch, or a model whose answer is no
             number.
 
     CHANGED C9: the walkthrough crops 68 px and divides by 256 here; this is the crop and scale that
@@ -150,13 +151,13 @@ def predict_image(bundle, path):
     except RuntimeError as error:
         # a card may ask for a crop that its network's pooling leaves nothing of
         reason = " ".join(str(error).split())[:120].replace(". ", ", ")
-        raise ValueError(
+        raise InputError(
             f"{path}: the model cannot take crops of {recipe.crop_size} px ({reason}); restore its"
             " card, or train with a larger crop_size"
         ) from error
     probability = float(torch.softmax(logits.double(), 1)[0, 1])
     if not math.isfinite(probability):
-        raise ValueError(
+        raise InputError(
             f"{path}: the model's answer is not a number; its weights or the card's std are"
             " unusable, save it again"
         )
@@ -172,14 +173,14 @@ def load_export(path, trust=False):
     Returns:
         fastai Learner with empty data.
     Raises:
-        ValueError: trust was not given. FileNotFoundError: no such file.
+        InputError: trust was not given. FileNotFoundError: no such file.
 
     Source: In 43, In 44.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; name the file that Learner.export wrote")
     if trust is not True:
-        raise ValueError(
+        raise InputError(
             f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only"
             " for a file of your own, and hand models on with save_bundle"
         )
@@ -205,20 +206,20 @@ def _read_weights(path, wanted_hash, shapes):
     card names."""
     least = sum(tensor.numel() * tensor.element_size() for tensor in shapes.values())
     if not least <= path.stat().st_size <= least + MOST_BYTES:
-        raise ValueError(
+        raise InputError(
             f"{path} has {path.stat().st_size} bytes where the card's model needs {least}; copy it"
             " again, in full"
         )
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != wanted_hash:
-        raise ValueError(
+        raise InputError(
             f"{path} is not the file that the card names (its SHA-256 differs); copy both again"
             " from where they were saved"
         )
     try:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is no safetensors file ({' '.join(str(error).split())[:100]}); copy it again"
         ) from error
     _check_tensors(path, tensors, shapes)
@@ -233,19 +234,19 @@ def _check_tensors(where, tensors, shapes):
         " save it again"
     )
     for name in sorted(set(tensors) ^ set(shapes)):
-        raise ValueError(
+        raise InputError(
             f"{where}: tensor {name[:80]!r} is {'missing' if name in shapes else 'unknown'},"
             f" {remedy}"
         )
     for name, tensor in tensors.items():
         wanted = shapes[name]
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            raise ValueError(
+            raise InputError(
                 f"{where}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} instead of"
                 f" {wanted.dtype} {tuple(wanted.shape)}, {remedy}"
             )
         if not torch.isfinite(tensor).all():
-            raise ValueError(
+            raise InputError(
                 f"{where}: tensor {name!r} holds infinity or NaN; train again with a lower learning"
                 " rate"
             )

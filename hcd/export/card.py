@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 
 from ..disk.whole import read_json, shorten
 from ..engine.compat import library_versions
+from ..errors import InputError
 from ..recipe import Recipe
 
 FORMAT = "hcd-model-1"
@@ -58,7 +59,7 @@ def make_card(recipe, weights_sha256, metrics=None, data_fingerprint=None):
     Returns:
         card: dict of the fields of RULES; content: its JSON as bytes.
     Raises:
-        ValueError: metrics that JSON cannot hold, such as NaN, or too long a card.
+        InputError: metrics that JSON cannot hold, such as NaN, or too long a card.
     """
     card = {
         "format": FORMAT,
@@ -76,12 +77,12 @@ def make_card(recipe, weights_sha256, metrics=None, data_fingerprint=None):
         # numpy's numbers are floats too
         content = json.dumps(card, indent=1, allow_nan=False, default=float).encode()
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
+        raise InputError(
             f"metrics={str(metrics)[:120]} cannot stand on a card ({error}); give finite numbers"
             " and texts"
         ) from error
     if len(content) > MOST_BYTES:
-        raise ValueError(
+        raise InputError(
             f"a card of {len(content)} bytes is too long; give fewer metrics, {MOST_BYTES} bytes"
             " are allowed"
         )
@@ -96,7 +97,7 @@ def read_card(path):
     Returns:
         card: dict, see `make_card`; recipe: the Recipe it names, without pretrained weights.
     Raises:
-        ValueError: another format, or a field that is missing, unknown or breaks its rule.
+        InputError: another format, or a field that is missing, unknown or breaks its rule.
     """
     card = read_json(path, MOST_BYTES)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -105,14 +106,14 @@ def read_card(path):
             if isinstance(card, dict)
             else f"a {type(card).__name__}"
         )
-        raise ValueError(
+        raise InputError(
             f"{path} has format {shown}; this hcd reads {FORMAT!r}, save the model again or install"
             " the hcd that wrote it"
         )
     _check_names(path, "field", set(card), set(RULES))
     for name, (wanted, holds) in RULES.items():
         if not holds(card[name]):
-            raise ValueError(
+            raise InputError(
                 f"{path}: field {name!r} is {shorten(repr(card[name]))} and not {wanted}; restore"
                 " the card"
             )
@@ -122,7 +123,7 @@ def read_card(path):
     try:
         return card, replace(Recipe(**card["recipe"]), pretrained=False)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {shorten(str(error), 300)}") from error
+        raise InputError(f"{path}: {shorten(str(error), 300)}") from error
 
 
 def card_notes(card):
@@ -146,7 +147,7 @@ def card_notes(card):
 def _check_names(path, what, found, wanted):
     for name in sorted(found ^ wanted):
         fault = "missing" if name in wanted else "unknown"
-        raise ValueError(
+        raise InputError(
             f"{path}: {what} {shorten(repr(name))} is {fault}; restore the card or install the hcd"
             " that wrote it"
         )

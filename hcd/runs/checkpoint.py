@@ -15,6 +15,7 @@ import torch
 
 from ..disk.whole import shorten, whole_write, writable_folder
 from ..engine.compat import fastai, load_tensors
+from ..errors import InputError
 
 FORMAT = "hcd-checkpoint-1"
 
@@ -29,7 +30,7 @@ class Checkpoints:
         resume: go on from the files that an earlier process left. False starts afresh and never
             reads a file.
     Raises:
-        ValueError: the files are of another recipe or another data set; says what differs. OSError:
+        InputError: the files are of another recipe or another data set; says what differs. OSError:
             folder cannot be written.
     """
 
@@ -77,14 +78,14 @@ class Checkpoints:
         None where there is nothing.
 
         Raises:
-            ValueError: a damaged file, or one of another recipe, data set or call.
+            InputError: a damaged file, or one of another recipe, data set or call.
         """
         path, call = self.path(name), call or {}
         if not self.resume or name in self.written or not path.is_file():
             return None
         content = load_tensors(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(
+            raise InputError(
                 f"{path} is no checkpoint of this hcd; start a new run in another folder"
             )
         with self.reading(name):
@@ -92,7 +93,7 @@ class Checkpoints:
         for field, value in {**self.identity, **call}.items():
             if field not in found or found[field] != value:
                 was, now = (shorten(repr(given), 80) for given in (found.get(field), value))
-                raise ValueError(
+                raise InputError(
                     f"{path} belongs to a run with {field}={was} and this one has {now}; use the"
                     " same recipe, data and call to resume it, or start a new run in another"
                     " folder"
@@ -120,7 +121,7 @@ class Checkpoints:
             OverflowError,
         ) as error:
             reason = shorten(" ".join(str(error).split()), 160)
-            raise ValueError(
+            raise InputError(
                 f"{self.path(name)} does not hold what this step saves ({type(error).__name__}:"
                 f" {reason}); start a new run in another folder"
             ) from error
@@ -158,7 +159,7 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             return None
         done = self.kept.get("epoch")
         if type(done) is not int or not 0 < done <= n_epochs:
-            raise ValueError(
+            raise InputError(
                 f"{self.checkpoints.path(self.name)} is of epoch {done!r} of {n_epochs}; start a"
                 " new run in another folder"
             )

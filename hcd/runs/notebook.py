@@ -15,6 +15,7 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 from ..disk.whole import whole_write
+from ..errors import InputError
 
 INPUT_ERRORS = (
     "ValueError",
@@ -35,11 +36,6 @@ class _WholeFiles(papermill.iorw.LocalHandler):
         """Write a notebook's JSON."""
         with whole_write(path, "w", encoding="utf-8") as file:
             file.write(buf)
-
-
-class InputError(Exception):
-    """Settings or data that the first cells of the notebook turned down; its text is the one
-    sentence to print."""
 
 
 def find_notebook():

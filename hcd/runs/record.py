@@ -16,6 +16,7 @@ import torch
 
 from ..disk.whole import read_json, shorten, write_json
 from ..engine.compat import library_versions
+from ..errors import InputError
 from ..recipe import Recipe
 
 NAME, FORMAT, MOST_BYTES = "run.json", "hcd-run-1", 1 << 24
@@ -67,7 +68,7 @@ def resume_record(folder, changes):
     Returns:
         the record, a dict; its "recipe" and "parameters" are those of the interrupted run.
     Raises:
-        FileNotFoundError: no such run. FileExistsError: it is finished. ValueError: a damaged
+        FileNotFoundError: no such run. FileExistsError: it is finished. InputError: a damaged
             record, or a recipe that differs; says where.
     """
     path = Path(folder) / NAME
@@ -81,7 +82,7 @@ def resume_record(folder, changes):
         recipe = _check(record)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = shorten(ascii(str(error))[1:-1], 300)  # of a stranger's text
-        raise ValueError(f"{path} is no record of this hcd ({reason}); start a new run") from error
+        raise InputError(f"{path} is no record of this hcd ({reason}); start a new run") from error
     if record["finished"]:
         raise FileExistsError(
             f"{folder} holds a run that was finished at {shorten(ascii(record['finished']))}, so"
@@ -91,7 +92,7 @@ def resume_record(folder, changes):
     for field in fields(Recipe):
         was, value = getattr(recipe, field.name), getattr(asked, field.name)
         if value != was:
-            raise ValueError(
+            raise InputError(
                 f"{folder} was run with {field.name}={was!r} and not {value!r}; resume it without"
                 " that option or start a new run"
             )
@@ -109,13 +110,13 @@ def _check(record):
     are.
     """
     if record["format"] != FORMAT:
-        raise ValueError(f"its format is {record['format']!r}")
+        raise InputError(f"its format is {record['format']!r}")
     parameters = record["parameters"]
     if parameters.keys() != PARAMETERS.keys():
-        raise ValueError(f"its parameters are {', '.join(map(repr, parameters))}")
+        raise InputError(f"its parameters are {', '.join(map(repr, parameters))}")
     for name, kinds in PARAMETERS.items():
         if type(parameters[name]) not in kinds:
-            raise ValueError(f"its {name} is {parameters[name]!r}")
+            raise InputError(f"its {name} is {parameters[name]!r}")
     for name, kinds in {
         "started": (list,),
         "finished": (str, type(None)),
@@ -126,13 +127,13 @@ def _check(record):
             or name != "finished"
             and not all(isinstance(text, str) for text in record[name])
         ):
-            raise ValueError(f"its {name} is {record[name]!r}")
+            raise InputError(f"its {name} is {record[name]!r}")
     changes, workers = parameters["recipe_changes"], parameters["num_workers"]
     if workers is not None and workers < 0:
-        raise ValueError(f"its num_workers is {workers}")
+        raise InputError(f"its num_workers is {workers}")
     recipe = Recipe(**record["recipe"])
     if recipe != (Recipe(**changes) if parameters["data_folder"] else Recipe.sample(**changes)):
-        raise ValueError("its recipe is not the one that its recipe_changes make")
+        raise InputError("its recipe is not the one that its recipe_changes make")
     return recipe
 
 
