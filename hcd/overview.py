@@ -1,29 +1,47 @@
-"""Which validation patches to show, and the two overview figures."""
+"""Which patches to show, and the two overview figures."""
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from fastai.basic_data import DatasetType
+from fastai.data_block import EmptyLabelList
+from fastai.layers import LabelSmoothingCrossEntropy
 from fastai.vision import image2np
+from matplotlib.figure import Figure
+from torch.utils.data import RandomSampler
 
-from .gradcam import get_heatmap
+from .engine.given import class_names, require_probabilities, require_width
+from .errors import InputError, InputTypeError
+from .gradcam import explain_item
 from .plots import Cell, plot_patch_grid
 
 CLASSES = ("Negative", "Tumour")
 
 
-def choose_patches(interp, count=4, rng=random):
-    """Choose validation patches at random, with the largest and with the smallest losses.
+def choose_patches(interp: Any, count: int = 4, rng: Any = random) -> list:
+    """Choose patches at random, with the largest and with the smallest losses.
 
     Args:
-        interp: fastai ClassificationInterpretation of the validation set.
+        interp: fastai ClassificationInterpretation.
         count: patches a row. rng: source of the random row, with Python's `random` interface.
     Returns:
-        list of (row label, list of positions in the validation set).
+        list of (row label, list of positions in the set that was interpreted).
+    Raises:
+        InputError: no loss, or more or less than one, for each patch.
 
     CHANGED C7: the walkthrough's random position can lie one past the end.
 
     Source: In 31, In 35.
     """
+    losses = getattr(interp, "losses", None)
+    if not isinstance(losses, torch.Tensor) or losses.ndim != 1 or not len(losses):
+        shape = tuple(getattr(losses, "shape", ()))
+        raise InputError(
+            f"{type(interp).__name__} has losses of shape {shape}; give a"
+            " ClassificationInterpretation with one loss for each patch, (N,)"
+        )
     order = [int(i) for i in interp.top_losses()[1]]  # largest loss first
     return [
         ("Random\nsamples", [order[rng.randrange(len(order))] for _ in range(count)]),
@@ -32,15 +50,26 @@ def choose_patches(interp, count=4, rng=random):
     ]
 
 
-def plot_overview(interp, classes=CLASSES, rng=random):
-    """Show random, most incorrect and most correct validation patches: predicted / actual / loss /
+def plot_overview(
+    interp: Any,
+    classes: Sequence | None = None,
+    rng: Any = random,
+    ds_type: DatasetType | None = None,
+) -> Figure:
+    """Show random, most incorrect and most correct patches: predicted / actual / loss /
     probability.
 
     Args:
-        interp: fastai ClassificationInterpretation of the validation set.
-        classes: names of label 0 and 1. rng: see `choose_patches`.
+        interp: fastai ClassificationInterpretation, of the validation set or another with labels.
+        classes: other names for the databunch's classes, in their order; None takes its own, and
+            Negative and Tumour for 0 and 1. rng: see `choose_patches`.
+        ds_type: the set that was interpreted; None finds it by its labels, for fastai's
+            `from_learner` forgets it.
     Returns:
         matplotlib Figure, 3 x 4 patches.
+    Raises:
+        InputError: a set without labels or without an order, wrong number of names, predictions
+            that are no probabilities.
 
     KEPT K7: each patch is drawn anew, so the crop shown is not the very one that was predicted.
     READ R1: `interp.probability` does not exist in fastai 1.0.61; shown is the probability of the
@@ -48,39 +77,130 @@ def plot_overview(interp, classes=CLASSES, rng=random):
 
     Source: In 31.
     """
-    dataset = interp.learn.data.dl(DatasetType.Valid).dataset
-    return _plot(
-        interp,
-        classes,
-        rng,
-        "Predicted / Actual / Loss / Probability",
-        lambda i: {"image": image2np(dataset[i][0].data)},
-    )
+    names, kind = _names(interp, classes), _interpreted_set(interp, ds_type)
+    items = interp.data._grab_dataset(interp.data.dl(kind))
+    title = "Predicted / Actual / Loss / Probability"
+    return _plot(interp, names, rng, title, lambda i: {"image": image2np(items[i][0].data)})
 
 
-def plot_heatmap_overview(interp, classes=CLASSES, rng=random):
+def plot_heatmap_overview(
+    interp: Any,
+    classes: Sequence | None = None,
+    rng: Any = random,
+    ds_type: DatasetType | None = None,
+) -> Figure:
     """Show the same kind of overview in grey, under the Grad-CAM heatmap of each patch's actual
     class.
 
+    Args:
+        interp, classes, rng, ds_type: see `plot_overview`.
     Returns:
         matplotlib Figure, 3 x 4 patches.
+    Raises:
+        InputError: as `plot_overview`.
 
     Source: In 35.
     """
+    names, kind = _names(interp, classes), _interpreted_set(interp, ds_type)
 
     def draw(i):
-        heatmap, gray = get_heatmap(interp.learn, i)
+        heatmap, gray = explain_item(interp.learn.model, interp.data, kind, i)
         return {"image": gray, "heatmap": heatmap}
 
-    return _plot(interp, classes, rng, "Grad-CAM\nPredicted / Actual / Loss / Probability", draw)
+    return _plot(interp, names, rng, "Grad-CAM\nPredicted / Actual / Loss / Probability", draw)
 
 
-def _plot(interp, classes, rng, title, draw):
+def _names(interp, classes):
+    """Return what to call each class, as many as the model has outputs."""
+    if not all(hasattr(interp, name) for name in ("pred_class", "preds", "y_true", "data")):
+        raise InputTypeError(
+            f"interp is a {type(interp).__name__}; give fastai's"
+            " ClassificationInterpretation.from_learner(learner)"
+        )
+    own = class_names(interp.data)
+    require_width(interp.preds.shape[1], own)
+    if classes is None:
+        return CLASSES if [str(name) for name in own] == ["0", "1"] else [str(n) for n in own]
+    if isinstance(classes, str) or len(classes) != len(own):
+        raise InputError(
+            f"classes={classes!r} does not rename the {len(own)} classes"
+            f" {' '.join(str(own).split())[:120]}; give {len(own)} names in their order"
+        )
+    return classes
+
+
+def _interpreted_set(interp, ds_type):
+    """Return the set that an interpretation is of: the one with its labels in its order."""
+    data, labels = interp.data, interp.y_true.tolist()
+    # from_learner leaves ds_type at Valid whatever it was given
+    kinds = [DatasetType.Valid, DatasetType.Fix, DatasetType.Train, DatasetType.Test]
+    if ds_type is not None or interp.ds_type != DatasetType.Valid:
+        kinds = [ds_type or interp.ds_type]
+    found = [kind for kind in kinds if _labels(data, kind) == labels]
+    if DatasetType.Fix in found and DatasetType.Train in found:
+        found.remove(DatasetType.Train)  # the same patches in the same order
+    if len(found) > 1:
+        names = " and of the ".join(kind.name for kind in found)
+        raise InputError(
+            f"the interpretation's labels are those of the {names} set; pass ds_type= to say which"
+            " it is of"
+        )
+    if not found:
+        raise InputError(
+            f"the interpretation has {len(labels)} labels that are not those of the"
+            f" {' or '.join(kind.name for kind in kinds)} set in order; interpret this databunch,"
+            " and take DatasetType.Fix for training patches, since Train is shuffled"
+        )
+    if found == [DatasetType.Test] and isinstance(data.test_ds.y, EmptyLabelList):
+        raise InputError(
+            "the Test set has no labels, so no prediction in it is correct or incorrect; take"
+            " DatasetType.Valid"
+        )
+    return found[0]
+
+
+def _labels(data, kind):
+    """Return the labels of a set in the order in which a pass hands them out; None where there is
+    no set or no order."""
+    loader = data.dl(kind)
+    if loader is None:
+        return None
+    sampler = loader.dl.sampler
+    if isinstance(sampler, RandomSampler) or getattr(sampler, "shuffle", False):
+        return None
+    labels = data._grab_dataset(loader).y
+    if isinstance(labels, EmptyLabelList):
+        return [0] * len(labels.items)  # what fastai hands out for them
+    return [int(label) for label in labels.items]
+
+
+def _plot(interp, names, rng, title, draw):
+    interp = _Shown(interp)
     rows = [
-        (label, [Cell(caption=_caption(interp, i, classes), **draw(i)) for i in chosen])
+        (label, [Cell(caption=_caption(interp, i, names), **draw(i)) for i in chosen])
         for label, chosen in choose_patches(interp, rng=rng)
     ]
     return plot_patch_grid(rows, title)
+
+
+class _Shown:
+    """An interpretation whose predictions are probabilities."""
+
+    def __init__(self, interp):
+        self._interp, self.preds = interp, interp.preds
+        loss = getattr(interp.learn.loss_func, "func", interp.learn.loss_func)
+        sums = "bce" not in type(loss).__name__.lower()
+        if isinstance(loss, LabelSmoothingCrossEntropy) and not _are_probabilities(self.preds):
+            # fastai knows no activation for it
+            self.preds = torch.softmax(self.preds.float(), 1)
+        require_probabilities(self.preds, "the interpretation's predictions", sums)
+
+    def __getattr__(self, name):
+        return getattr(self._interp, name)
+
+
+def _are_probabilities(values):
+    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _caption(interp, i, classes):

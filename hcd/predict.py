@@ -13,6 +13,16 @@ from tqdm import tqdm
 
 from .disk.whole import whole_write
 from .engine.compat import DataLoader
+from .engine.given import (
+    class_names,
+    probabilities_of,
+    require_crops,
+    require_learner,
+    require_negative_then_tumour,
+    require_probabilities,
+    require_same_place,
+    require_width,
+)
 from .errors import InputError
 from .reader import apply_draw, draw_augmentation, read_patch
 from .runs.checkpoint import weights_digest
@@ -32,26 +42,31 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
         passes: number of passes. progress: show a bar. checkpoints: see `Checkpoints`; a resumed
             run skips finished patches.
     Returns:
-        (N, 2) float64 mean probabilities of negative and tumour, in test-set order.
+        (N, classes) float64 mean probabilities in the order of the databunch's classes, such as
+        (N, 2) of negative and tumour, in test-set order.
     Raises:
-        InputError: fewer than one pass, or no test set.
+        InputError: fewer than one pass, no test set, one that is not read by a recipe alone, or a
+            loss whose activation is not known.
 
     Source: In 39.
     """
     if passes < 1:
         raise InputError(f"passes={passes} averages nothing; give 1 or more, 12 in the walkthrough")
+    require_learner(learner)
     test_dl = learner.data.test_dl
     if test_dl is None:
         raise InputError("the learner's databunch has no test set; build it with make_databunch")
+    require_crops(learner.data.test_ds, "the test set")
+    classes, activation = class_names(learner.data), probabilities_of(learner)
     call = {"passes": passes, "weights": weights_digest(learner.model)} if checkpoints else None
     kept = checkpoints.load("tta", call, learner.data) if checkpoints else None
     means = []
     if kept:
         with checkpoints.reading("tta"):
             random.setstate(kept["random"])
-            means = [kept["means"].reshape(-1, 2).double()]
+            means = [kept["means"].reshape(-1, len(classes)).double()]
     before = random.getstate()
-    crops = DrawnCrops(test_dl.x, passes)
+    crops = DrawnCrops(learner.data.test_ds, passes)
     waiting = Subset(crops, range(len(means[0]) if means else 0, len(crops)))
     # as many crops at a time as training takes; each loader item is one patch with all its passes
     loader = DataLoader(
@@ -74,8 +89,12 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
         ) as bar,
     ):
         for batch in DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join):
-            probabilities = torch.softmax(learner.model(batch[0]), 1).reshape(-1, passes, 2)
-            means.append(probabilities.double().mean(1).cpu())
+            require_same_place(learner.model, batch[0])
+            outputs = learner.model(batch[0])
+            require_width(outputs.shape[1], classes)
+            probabilities = activation(outputs.float())
+            require_probabilities(probabilities, "the averaged predictions", sums=False)
+            means.append(probabilities.reshape(-1, passes, len(classes)).double().mean(1).cpu())
             bar.update(len(means[-1]))
             if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 checkpoints.save("tta", call, learner.data, means=torch.cat(means), random=before)
@@ -84,15 +103,16 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
 
 
 class DrawnCrops(Dataset):
-    """Items of a CroppedImageList, each as (passes, 3, crop_size, crop_size) float32 crops that
-    were drawn beforehand."""
+    """Items of a CroppedImageList in a set of fastai's, each as (passes, 3, crop_size, crop_size)
+    float32 crops that were drawn beforehand."""
 
-    def __init__(self, items, passes):
-        self.items = items
-        self.draws = np.empty((passes, len(items), 7), np.int16)
+    def __init__(self, dataset, passes):
+        self.items = dataset.x
+        self.draws = np.empty((passes, len(self.items), 7), np.int16)
         for drawn in self.draws.reshape(-1, 7):
-            drawn[:] = draw_augmentation(items.recipe)
-            random.random()  # as `Crop.apply_tfms` does after each read
+            drawn[:] = draw_augmentation(self.items.recipe)
+            if dataset.tfmargs:
+                random.random()  # as `Crop.apply_tfms` does after each read
 
     def __len__(self):
         return len(self.items)
@@ -119,13 +139,21 @@ def write_submission(path, dataset, learner, probabilities):
     Returns:
         DataFrame with the columns id and label (tumour probability), as written.
     Raises:
-        InputError: a shape, id or value that a submission may not have; nothing is written then.
+        InputError: a shape, id or value that a submission may not have, or other classes than
+            negative and tumour in that order; nothing is written then.
 
     CHANGED C6: predictions find their id by the file's stem; the walkthrough's look-up by path
         fails.
 
     Source: In 41.
     """
+    require_learner(learner)
+    require_negative_then_tumour(learner.data)
+    if learner.data.test_dl is None:
+        raise InputError(
+            "the learner's databunch has no test set to give the order of the probabilities; build"
+            " it with make_databunch"
+        )
     probabilities = np.asarray(probabilities)
     ids = [Path(item).stem for item in learner.data.test_ds.items]
     if probabilities.shape != (len(ids), 2):
