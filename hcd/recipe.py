@@ -1,5 +1,6 @@
 """Every number of the walkthrough in one frozen record."""
 
+import re
 import sys
 from dataclasses import dataclass, fields, replace
 
@@ -16,10 +17,33 @@ def _require(ok, text):
 class Recipe:
     """Hold the walkthrough's values; change one with `dataclasses.replace` or a keyword.
 
-    Pixels count from the patch's own edge, angles are degrees, brightness and contrast are percent,
-    learning rates and weight decays are fastai's. `arch` is a name in `torchvision.models` or a
-    callable `arch(pretrained=...)`. `rng_seed=None` leaves every generator as it is, as the
-    walkthrough does. `fast=True` computes in 16 bits, see `hcd.fast`.
+    Attributes:
+        original_size: side of a patch, in px.
+        crop_size: side of the crop that the network sees, in px.
+        max_rotation: largest turn either way, in degrees; 0 is off.
+        max_shift: largest shift in each direction, in px; 0 is off.
+        max_brightness: largest change of brightness, in percent; 0 is off.
+        max_contrast: largest change of contrast, in percent; 0 is off.
+        quarter_turns: turn by 90 degrees either way too.
+        flips: mirror the crop, left to right and upside down.
+        valid_fraction: share of the labelled patches that is set aside for validation.
+        batch_size: patches a training step.
+        arch: name of a torchvision model, or a callable `arch(pretrained=...)`.
+        pretrained: begin with ImageNet's weights, the body frozen in stage 1.
+        head_dropout: dropout before the last layer; half of it before the one above.
+        mean: what is taken off R, G and B, on the scale from 0 to 1.
+        std: what R, G and B are divided by after that.
+        sweep_weight_decays: weight decays to run a learning-rate range test for.
+        sweep_iterations: batches of each range test.
+        weight_decay: of stage 1.
+        head_epochs: epochs of stage 1, which trains the head.
+        head_max_lr: highest learning rate of stage 1.
+        finetune_epochs: epochs of stage 2, which trains everything.
+        finetune_max_lr: highest learning rates of stage 2, of the first and of the last layers.
+        tta_passes: augmented predictions to average for each test patch.
+        rng_seed: makes a run repeatable; without it every generator stays as it is, as in the
+            walkthrough.
+        fast: train and predict in 16 bits.
 
     Raises:
         InputError: a value outside its range; InputTypeError: a value of the wrong type.
@@ -85,6 +109,30 @@ class Recipe:
             rng_seed=0,
         )
         return cls(**{**small, **changes})
+
+    @classmethod
+    def from_stored(cls, values):
+        """Return the recipe that a card, a checkpoint or a run's record holds.
+
+        Args:
+            values: dict of fields. One that is not there, for the file was written before the field
+                existed, takes its default; see tests/golden for files that must load for ever.
+        Raises:
+            InputError: a field that this hcd does not know, or a value out of range.
+        """
+        for name in sorted(set(values) - {field.name for field in fields(cls)}):
+            raise InputError(
+                f"recipe field {name[:60]!r} is unknown; restore the file or install the hcd that "
+                "wrote it"
+            )
+        return cls(**values)
+
+    @classmethod
+    def meanings(cls) -> dict:
+        """Return what each field means, from the lines above, for the command line's help."""
+        attributes = (cls.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
+        found = re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", attributes, re.MULTILINE)
+        return {name: " ".join(text.split()) for name, text in found}
 
     def plain(self):
         """Return the same recipe with every augmentation off: the reader then returns the centre

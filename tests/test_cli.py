@@ -20,7 +20,9 @@ from nbclient.exceptions import DeadKernelError
 from PIL import Image
 
 from hcd import Recipe, cli, load_bundle, predict_image, read_image, save_bundle
+from hcd import run as run_module
 from hcd.cli import main
+from hcd.dataset import packer
 from hcd.errors import InputError
 
 METRICS = {
@@ -53,7 +55,7 @@ def notebook(monkeypatch, tmp_path):
             raise Notebook.error
         (output / "metrics.json").write_text(json.dumps(METRICS))
 
-    monkeypatch.setattr(cli, "run_notebook", run_notebook)
+    monkeypatch.setattr(run_module, "run_notebook", run_notebook)
     monkeypatch.chdir(tmp_path)
     return Notebook
 
@@ -600,6 +602,6 @@ def test_pack_of_wrong_input_and_ctrl_c(copy_of_sample, tmp_path, capfd, monkeyp
     def interrupted(*_):
         raise KeyboardInterrupt("stopped; 5 of 72 patches are packed")
 
-    monkeypatch.setattr(cli, "pack_dataset", interrupted)
+    monkeypatch.setattr(packer, "pack_dataset", interrupted)
     assert main(["pack", str(copy_of_sample)]) == 130
     assert capfd.readouterr().err == "hcd: stopped; 5 of 72 patches are packed\n"

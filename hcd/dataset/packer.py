@@ -13,8 +13,9 @@ from threading import Lock
 
 import numpy as np
 
+from ..disk.locks import take_lock
 from ..disk.parallel import map_patches
-from ..disk.whole import take_lock, whole_write, writable_folder, write_json
+from ..disk.whole import refuse_links, sweep_parts, whole_write, writable_folder, write_json
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
@@ -33,6 +34,8 @@ from .pack import (
     new_index,
 )
 from .tables import TABLES, id_array
+
+LOCK = ".lock"  # in packed.part/, and gone with it
 
 
 @dataclass(frozen=True)
@@ -124,22 +127,39 @@ def _pack(dataset, part, recipe, progress, command):
         len(ids[0]), len(ids[1]), recipe.original_size, max(side.itemsize for side in ids)
     )
     ids = np.concatenate(ids)
+    refuse_links(part)
     _check_space(part, index, command)
-    descriptor = os.open(writable_folder(part) / PATCHES, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = take_lock(
+        writable_folder(part) / LOCK,
+        f"{part} is being written by another `hcd pack`; let it finish first, then change nothing"
+        " or run it again",
+        patience=0,
+    )
+    try:
+        kept = _fill(dataset, part, index, ids, recipe, progress, command)
+        digest = index_digest(index, ids, np.fromfile(part / HASHES, np.uint8, offset=HEADER))
+        write_json(part / INDEX, {**index, "sha256": digest})
+        sweep_parts(part)
+    finally:
+        lock.release()
+    (part / LOCK).unlink(missing_ok=True)
+    return kept
+
+
+def _fill(dataset, part, index, ids, recipe, progress, command):
+    """Write the pixels and hashes that are still missing; return how many rows were there."""
+    descriptor = os.open(part / PATCHES, os.O_RDWR | os.O_CREAT, 0o666)
     with (
         open(descriptor, "r+b", buffering=0) as pixels,
         open(part / HASHES, "ab+", buffering=0) as hashes,
     ):
-        _lock(pixels, part)
         work = _Work(dataset, index, ids, recipe, pixels, hashes)
         kept = work.begin(part, progress)
         try:
             work.write(kept, progress)
         except (OSError, KeyboardInterrupt) as error:
-            done = (
-                f"{(os.fstat(hashes.fileno()).st_size - HEADER) // 20:,} of {len(ids):,} patches"
-                " are packed"
-            )
+            packed = (os.fstat(hashes.fileno()).st_size - HEADER) // 20
+            done = f"{packed:,} of {len(ids):,} patches are packed"
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(
                     f"stopped; {done}, and `{command}` goes on from there"
@@ -151,8 +171,6 @@ def _pack(dataset, part, recipe, progress, command):
                     " there"
                 ) from error
             raise
-    digest = index_digest(index, ids, np.fromfile(part / HASHES, np.uint8, offset=HEADER))
-    write_json(part / INDEX, {**index, "sha256": digest})
     return kept
 
 
@@ -250,17 +268,6 @@ def _write_all(file, content):
     content = memoryview(content).cast("B")
     while len(content):
         content = content[file.write(content) :]
-
-
-def _lock(file, part):
-    """Let one process at a time pack a folder; a killed one leaves no lock behind."""
-    try:
-        take_lock(file, "flock")
-    except BlockingIOError:
-        raise BlockingIOError(
-            f"{part} is being written by another `hcd pack`; let it finish first, then change"
-            " nothing or run it again"
-        ) from None
 
 
 def _missing(part, index):

@@ -631,7 +631,7 @@ def test_a_part_of_files_that_have_changed_is_not_kept(root):
 def test_two_at_once_do_not_meet(copy_of_sample, refused):
     (copy_of_sample / "packed.part").mkdir()
     fcntl = pytest.importorskip("fcntl")
-    with open(copy_of_sample / "packed.part" / "patches.npy", "wb") as file:
+    with open(copy_of_sample / "packed.part" / ".lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with refused(BlockingIOError, copy_of_sample / "packed.part", "another `hcd pack`"):
             pack_dataset(copy_of_sample, progress=False)

@@ -64,7 +64,7 @@ def test_git_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
             text=True,
         ).stdout.strip()
 
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "hcd" / "record.py"))
+    monkeypatch.setattr(record, "own_checkout", lambda: tmp_path)
     assert record._git_commit() is None
     git("init")
     (tmp_path / "file").write_text("one")
