@@ -1,7 +1,6 @@
 """Averaged augmented predictions and the submission file."""
 
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,7 @@ from .disk.whole import whole_write
 from .engine.compat import DataLoader
 from .errors import InputError
 from .reader import apply_draw, draw_augmentation, read_patch
-from .runs.checkpoint import weights_digest
-
-SECONDS_BETWEEN_SAVES = 30
+from .runs.checkpoint import NoCheckpoints, weights_digest
 
 
 def predict_tta(learner, passes=12, progress=True, checkpoints=None):
@@ -43,17 +40,35 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
     test_dl = learner.data.test_dl
     if test_dl is None:
         raise InputError("the learner's databunch has no test set; build it with make_databunch")
-    call = {"passes": passes, "weights": weights_digest(learner.model)} if checkpoints else None
-    kept = checkpoints.load("tta", call, learner.data) if checkpoints else None
-    means = []
-    if kept:
-        with checkpoints.reading("tta"):
-            random.setstate(kept["random"])
-            means = [kept["means"].reshape(-1, 2).double()]
-    before = random.getstate()
+    step = (checkpoints or NoCheckpoints()).step(
+        "tta",
+        learner.data,
+        lambda: {"passes": passes, "weights": weights_digest(learner.model)},
+        redraws=True,
+    )
+    done = step.load(lambda kept: kept["means"].reshape(-1, 2).double())
+    means = [] if done is None else [done]
     crops = DrawnCrops(test_dl.x, passes)
-    waiting = Subset(crops, range(len(means[0]) if means else 0, len(crops)))
-    # as many crops at a time as training takes; each loader item is one patch with all its passes
+    waiting = Subset(crops, range(0 if done is None else len(done), len(crops)))
+    learner.model.eval()
+    bar = tqdm(
+        total=len(crops),
+        initial=len(crops) - len(waiting),
+        desc=f"{passes} averaged passes",
+        disable=not progress,
+    )
+    with torch.no_grad(), bar:
+        for images, _ in _loader(waiting, passes, test_dl):
+            probabilities = torch.softmax(learner.model(images), 1).reshape(-1, passes, 2)
+            means.append(probabilities.double().mean(1).cpu())
+            bar.update(len(means[-1]))
+            step.save_now_and_then(lambda: {"means": torch.cat(means)})
+    step.tell(f"{len(crops)} test patches predicted {passes} times")
+    return torch.cat(means).numpy()
+
+
+def _loader(waiting, passes, test_dl):
+    """Return a loader of all crops of a few patches at a time, as many crops as training takes."""
     loader = DataLoader(
         waiting,
         batch_size=max(1, test_dl.batch_size // passes),
@@ -62,25 +77,7 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
         pin_memory=test_dl.pin_memory,
         generator=torch.Generator(),
     )
-    learner.model.eval()
-    saved = time.monotonic()
-    with (
-        torch.no_grad(),
-        tqdm(
-            total=len(crops),
-            initial=len(crops) - len(waiting),
-            desc=f"{passes} averaged passes",
-            disable=not progress,
-        ) as bar,
-    ):
-        for batch in DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join):
-            probabilities = torch.softmax(learner.model(batch[0]), 1).reshape(-1, passes, 2)
-            means.append(probabilities.double().mean(1).cpu())
-            bar.update(len(means[-1]))
-            if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                checkpoints.save("tta", call, learner.data, means=torch.cat(means), random=before)
-                saved = time.monotonic()
-    return torch.cat(means).numpy()
+    return DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join)
 
 
 class DrawnCrops(Dataset):

@@ -25,6 +25,7 @@ from .runs.folder import (
 )
 from .runs.notebook import failed_cell, find_notebook, run_notebook
 from .runs.record import MOST_WORKERS, note_end, noted_warnings, resume_record, start_record
+from .runs.tidy import tidy_run
 
 
 def run(options) -> int:
@@ -44,9 +45,12 @@ def run(options) -> int:
         print(f"writing to {output}", flush=True)
         code, metrics = 0, None
         try:
-            resume = {"resume": True} if options.resume else {}
-            run_notebook(output, {**record["parameters"], **resume})
+            if not _is_complete(output):
+                resume = {"resume": True} if options.resume else {}
+                run_notebook(output, {**record["parameters"], **resume})
+                events.append(output, "complete")
             metrics = json.loads((output / "metrics.json").read_text("utf-8"))
+            tidy_run(output, metrics["final_model"])
         except InputError:
             raise
         except (
@@ -78,6 +82,11 @@ def _check_options(options):
                 f"--{flag.replace('_', '-')} cannot be given with --resume, which goes on as it"
                 " began; leave it out"
             )
+
+
+def _is_complete(output):
+    """Say whether the notebook came to its end; a kill may have come before the record's."""
+    return any(event["event"] == "complete" for event in events.read(output))
 
 
 def _failure(error, output):

@@ -50,7 +50,7 @@ ORDER = [
     "dataset export sweep",
     "data",
     "deploy evidence",
-    "walkthrough",
+    "walkthrough run",
     "cli",
 ]
 FREE = ["evaluate", "gradcam", "overview", "plots"]  # of all but what they need

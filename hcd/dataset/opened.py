@@ -159,23 +159,35 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
     Raises:
         InputError: at least one cannot be used; names the first three and counts all.
     """
+    return len(pixel_digests(paths, recipe, progress))
 
-    def fault(path):
+
+def pixel_digests(paths, recipe=Recipe(), progress=True):
+    """Verify every patch, see `verify_patches`, and hash its pixels, for a run that is resumed.
+
+    Returns:
+        (N, 20) uint8, the SHA-1 of each patch's RGB bytes in the order of `paths`.
+    Raises:
+        InputError: as `verify_patches`.
+    """
+
+    def digest(path):
         try:
-            read_patch(path, recipe)
+            patch = read_patch(path, recipe)
             if isinstance(path, PackedPatch):
                 path.prove()
         except (InputError, OSError) as error:  # collected, and raised together below
             return str(error)
-        return None
+        return hashlib.sha1(np.ascontiguousarray(patch)).digest()
 
-    faults = [text for text in map_patches(fault, paths, "verifying patches", progress) if text]
+    found = list(map_patches(digest, paths, "verifying patches", progress))
+    faults = [text for text in found if isinstance(text, str)]
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
         raise InputError(
             f"{len(faults)} of {len(paths)} patches cannot be used: {'; '.join(faults[:3])}{more}"
         )
-    return len(paths)
+    return np.frombuffer(b"".join(found), np.uint8).reshape(-1, 20)
 
 
 def visible_files(folder):

@@ -93,6 +93,22 @@ class Learner(fastai.basic_train.Learner):
     CHANGED C2: fastai's `load` swallows a failed restore of the optimiser state; this one raises.
     """
 
+    def fit(self, epochs, lr=fastai.basic_train.defaults.lr, wd=None, callbacks=None):
+        """Fit as fastai does, and show each callback that asks for it, by its `before_fit`, all
+        callbacks of the fit before any of them has begun."""
+        callbacks = fastai.core.listify(callbacks)
+        made = [make(self) for make in self.callback_fns]
+        everyone = [*made, *self.callbacks, *callbacks]
+        for callback in everyone:
+            if hasattr(callback, "before_fit"):
+                callback.before_fit(epochs, everyone)
+        # fastai makes them in `fit`, once for each; these are made already
+        makers, self.callback_fns = self.callback_fns, [lambda _, one=one: one for one in made]
+        try:
+            super().fit(epochs, lr, wd, callbacks)
+        finally:
+            self.callback_fns = makers
+
     def save(self, file=None, return_path=False, with_opt=True):
         """Save model and optimiser state as fastai's `Learner.save` does; an interrupted save
         leaves the older file."""

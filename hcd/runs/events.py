@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "events.jsonl"
+RUN = "HCD_RUN"  # the folder of the run that a process belongs to, set by the command
 APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 APPENDING |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -33,6 +34,13 @@ def append(folder, kind: str, **fields: Any) -> None:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
+
+
+def tell(kind: str, **fields: Any) -> None:
+    """Append an event to the run that this process belongs to; outside `hcd run` to none."""
+    folder = os.environ.get(RUN)
+    if folder:
+        append(folder, kind, **fields)
 
 
 def read(folder) -> list[dict]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..disk.locks import take_lock
 from ..disk.whole import refuse_link, refuse_links, sweep_parts, unwritable, writable_folder
-from .kernel import RUN
+from .events import RUN
 
 # whatever a run writes; * stands for the model's name or the stage's
 NAMES = (
@@ -150,7 +150,7 @@ def refuse_taken(folder) -> None:
             raise FileExistsError(
                 f"{folder} holds {found.name}, which a run writes and which is never written over; "
                 "name an empty folder, or if an interrupted run lies there go on with it: "
-                f"{resume_command(folder)}"
+                f"{resume_command(os.path.relpath(folder))}"
             )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..errors import Diverged, InputError
 from . import events
+from .events import RUN
 
-RUN = "HCD_RUN"  # the folder of the run that this process belongs to, set by the command
 # a process of the kernel must import nothing from the folder that the user happens to be in, which
 # `python -m` would put first
 LAUNCH = (

@@ -12,8 +12,8 @@ from conftest import CHECKOUT
 
 from hcd import prepare_output
 from hcd.runs import folder as folder_module
+from hcd.runs.events import RUN
 from hcd.runs.folder import NAMES, locked_output, new_run_folder, outputs_folder, remove_run
-from hcd.runs.kernel import RUN
 
 HELD = """
 import sys, time, hcd
