@@ -136,6 +136,7 @@ def _split(run: _Run, statistics, remove_outliers, num_workers, device) -> None:
     labels, recipe = run.dataset.labels["label"], run.recipe
     _, valid_idx = stratified_split(labels, recipe.valid_fraction, recipe.rng_seed)
     run.data = make_databunch(run.dataset, recipe, valid_idx, num_workers, device)
+    repr(run.data)  # In 14 shows it, which reads a few patches and draws for them
     run.data.show_batch(rows=2, figsize=(5, 5))
     plt.close()
 

@@ -15,7 +15,7 @@ from .events import RUN
 # a process of the kernel must import nothing from the folder that the user happens to be in, which
 # `python -m` would put first
 LAUNCH = (
-    "import sys; sys.path.pop(0); "
+    "import sys; sys.path[:] = [place for place in sys.path if place]; "
     "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
 )
 SETTINGS = [
@@ -24,7 +24,6 @@ SETTINGS = [
     "--InteractiveShellApp.exec_PYTHONSTARTUP=False",
     "--InteractiveShellApp.extra_extensions=hcd.runs.kernel",
     "--InlineBackend.figure_formats=png",
-    "--HistoryManager.hist_file=:memory:",
 ]
 # what the user has set stays. Of a damaged image OpenCV would print lines of its own. Threads that
 # spin while they wait take the cores from those that work: on two cores beside other jobs a run
