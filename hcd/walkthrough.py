@@ -220,7 +220,10 @@ def _predict(run: _Run) -> None:
 
 def _deploy(run: _Run) -> None:
     """Save the model for another machine and try it on one patch: In 43 to In 45."""
-    folder = save_bundle(run.learner, run.output / "model", run.metrics, run.dataset.fingerprint)
+    measured = ("stage1", "stage2", "valid_accuracy", "valid_auc")
+    splits = dict.fromkeys(measured, "random")
+    digest = run.dataset.fingerprint
+    folder = save_bundle(run.learner, run.output / "model", run.metrics, digest, splits)
     patch = run.dataset.test_path(Path(run.data.test_ds.items[0]).stem)
     prediction = predict_image(load_bundle(folder), patch)
     plt.close(plot_prediction(read_image(patch), prediction.label, prediction.probability))

@@ -43,14 +43,16 @@ class Prediction:
     probability: float
 
 
-def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
+def save_bundle(
+    learner, folder, metrics=None, data_fingerprint=None, splits=None, license="unspecified"
+) -> Path:
     """Write a learner's model as weights and a card that run no code when loaded.
 
     Args:
         learner: see `get_learner`.
         folder: gets model.safetensors, card.json and README.md; made when missing.
         metrics: numbers to put on the card, such as the validation AUC. data_fingerprint: see
-            `Dataset.fingerprint`.
+            `Dataset.fingerprint`. splits, license: see `make_card`.
     Returns:
         Path of the folder.
     Raises:
@@ -76,7 +78,7 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     _check_tensors("the learner's model", tensors, build_shapes(recipe).state_dict())
     weights = safetensors.torch.save(tensors)
     card, content = make_card(
-        recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint
+        recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint, splits, license
     )
     folder = writable_folder(folder)
     pending = _pending(folder, card)
