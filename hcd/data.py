@@ -82,7 +82,10 @@ class CroppedImageList(ImageList):
 
     def find(self, fn):
         """Return the file, or the packed patch, that an item names."""
-        return self.source.locate(*fn.removesuffix(".tif").split("/")) if self.source else fn
+        folder, _, name = str(fn).rpartition("/")
+        if self.source is None or folder not in ("train", "test"):
+            return fn  # a file's own path, such as one that fastai's add_test was given
+        return self.source.locate(folder, name.removesuffix(".tif"))
 
     def get(self, i):
         """Read item `i`; fastai's own would also remember the size of every item, in every

@@ -10,9 +10,11 @@ text, where "10" comes before "6.0.0", and would draw a terminal's bars in a not
 
 import gc
 import io
+import pickle
 import platform
 import warnings
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
@@ -39,13 +41,27 @@ finally:
 
 # torch >= 2.6 loads with weights_only=True and turns down the numpy scalars that fastai's schedules
 # leave in the optimiser state ("Unsupported global: numpy.core.multiarray.scalar"). These types
-# hold plain numbers;
-# loading them runs no code.
+# hold plain numbers; loading them runs no code. The slice is fastai's default learning rate, which
+# `freeze` and `unfreeze` leave in a new optimiser's state until the first fit.
 OPTIMISER_TYPES = [
     np.float64(0).__reduce__()[0],
     np.dtype,
-    *{type(np.dtype(kind)) for kind in "fdlq?"},
+    *{type(np.dtype(kind)) for kind in "efdilq?"},
+    slice,
 ]
+
+# what fastai exports of a learner, besides model and data
+EXPORTED = (
+    "opt_func",
+    "loss_func",
+    "metrics",
+    "true_wd",
+    "bn_wd",
+    "wd",
+    "train_bn",
+    "model_dir",
+    "callback_fns",
+)
 
 
 def load_tensors(file):
@@ -137,7 +153,8 @@ class Learner(fastai.basic_train.Learner):
         """
         if purge or remove_module:
             raise InputError(
-                "purge and remove_module are not supported by hcd's Learner.load; leave them False"
+                "purge and remove_module are not supported by hcd's Learner.load; leave them False,"
+                " and call Learner.purge before"
             )
         source = file if hasattr(file, "read") else self.path / self.model_dir / f"{file}.pth"
         state = load_tensors(source)
@@ -171,21 +188,88 @@ class Learner(fastai.basic_train.Learner):
         gc.collect()
         return self
 
+    def purge(self, clear_opt: bool = True) -> "Learner":
+        """Drop gradients and, unless told to keep it, the optimiser, to release memory.
 
-def load_trusted_export(path):
+        CHANGED C22: fastai's own writes everything to a pickle, deletes it from the learner, and
+        since torch 2.6 fails to load it again; this one never lets go of the model.
+        """
+        if clear_opt:
+            self.__dict__.pop("opt", None)
+        for values in self.model.parameters():
+            values.grad = None
+        gc.collect()
+        return self
+
+    def export(self, file="export.pkl", destroy: bool = False) -> None:
+        """Write what `load_export` reads, as fastai's `Learner.export` does, with the recipe and
+        source of the patches, the batch size and the layer groups too.
+
+        Args:
+            file: name under the learner's path, written whole, or a file opened for writing.
+            destroy: empty the learner afterwards.
+        Raises:
+            InputError: the learner holds what pickle cannot write, such as a lambda. OSError: the
+                file cannot be written.
+
+        CHANGED C23: fastai's own keeps only the class of the item list, so that the learner reads
+        patches by another recipe once it is loaded; and it leaves a file that it opened open.
+        """
+        if fastai.torch_core.rank_distrib():
+            return
+        content = io.BytesIO()
+        with fastai.torch_core.ModelOnCPU(self.model) as model:
+            try:
+                torch.save(self._export_state(model), content)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise InputError(
+                    f"the learner cannot be exported ({' '.join(str(error).split())[:160]}); take"
+                    " what pickle cannot write out of it, or hand the model on with save_bundle"
+                ) from error
+        if hasattr(file, "write"):
+            file.write(content.getbuffer())
+        else:
+            target = Path(self.path, file)
+            writable_folder(target.parent)
+            with whole_write(target) as opened:
+                opened.write(content.getbuffer())
+        if destroy:
+            self.destroy()
+
+    def _export_state(self, model):
+        """Return the dict that fastai's `load_learner` takes, see `export`."""
+        patches, valid = self.data.valid_ds.x, self.data.valid_ds
+        norm = getattr(self.data, "norm", None)
+        data = valid.get_state(**({"normalize": norm.keywords} if norm else {}))
+        if hasattr(patches, "recipe"):
+            # fastai builds the empty list by calling this
+            data["x_cls"] = partial(type(patches), recipe=patches.recipe, source=patches.source)
+        return {
+            **{name: getattr(self, name) for name in EXPORTED},
+            "cb_state": {type(callback): callback.get_state() for callback in self.callbacks},
+            "model": model,
+            "layer_groups": self.layer_groups,
+            "data": {**data, "batch_size": self.data.valid_dl.batch_size},
+            "cls": type(self),
+        }
+
+
+def load_trusted_export(path, recipe=None):
     """Rebuild a learner from fastai's `Learner.export`, as fastai's `load_learner`, which raises
     UnpicklingError since torch 2.6.
 
     A full unpickle RUNS CODE in the file. Only `export.load_export` calls this, and only when told
-    to trust the file.
+    to trust the file. `recipe` is for files of hcd 0.1.0, which kept none.
     """
     state = torch.load(path, map_location="cpu", weights_only=False)
-    model, source = (
-        state.pop("model"),
-        fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data")),
-    )
+    model, kept = state.pop("model"), state.pop("data")
+    source = fastai.vision.LabelLists.load_state(Path(path).parent, kept)
+    _set_recipe(path, source, recipe, known=isinstance(kept["x_cls"], partial))
     callbacks, kind = state.pop("cb_state"), state.pop("cls")
-    data = source.databunch(device=torch.device("cpu"), num_workers=0, pin_memory=False)
+    # a sum's last bits hang on the size of the batch
+    data = source.databunch(
+        bs=kept.get("batch_size", 64), device=torch.device("cpu"), num_workers=0, pin_memory=False
+    )
     # fastai passes the option on to every loader but this one, and torch >= 2.7 warns
     data.single_dl.dl.pin_memory = False
     learner = kind(data, model, **state)
@@ -194,6 +278,24 @@ def load_trusted_export(path):
         fastai.basic_train.load_callback(kind, kept, learner) for kind, kept in callbacks.items()
     ]
     return learner
+
+
+def _set_recipe(path, source, recipe, known):
+    """Require the recipe that an exported learner reads its patches by: the file's own, or the one
+    that is given where the file has none."""
+    for items in (source.train.x, source.valid.x):
+        if not hasattr(items, "recipe"):
+            continue
+        if not known and recipe is None:
+            raise InputError(
+                f"{path} was exported by hcd 0.1.0, which kept no recipe; pass recipe= as it was"
+                " when the learner was built"
+            )
+        if known and recipe not in (None, items.recipe):
+            raise InputError(
+                f"{path} was exported with another recipe than the one given; leave recipe= out"
+            )
+        items.recipe = items.recipe if known else recipe
 
 
 def silence_opencv():

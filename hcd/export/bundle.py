@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from ..disk.whole import whole_write, writable_folder
-from ..engine.compat import load_trusted_export
+from ..engine.compat import Learner, load_trusted_export
 from ..errors import InputError
 from ..learner import build_shapes
 from ..reader import augment, read_patch
@@ -96,7 +96,7 @@ def save_bundle(
     return folder
 
 
-def load_bundle(folder):
+def load_bundle(folder: str | Path) -> Bundle:
     """Load what `save_bundle` wrote; nothing in it is run, and every field, shape and hash is
     checked.
 
@@ -124,7 +124,7 @@ def load_bundle(folder):
     return Bundle(model.eval(), recipe, card)
 
 
-def predict_image(bundle, path):
+def predict_image(bundle: Bundle, path: str | Path) -> Prediction:
     """Predict one image file with a loaded model: centre crop, no augmentation.
 
     Args:
@@ -166,16 +166,18 @@ def predict_image(bundle, path):
     return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
 
 
-def load_export(path, trust=False):
+def load_export(path: str | Path, trust: bool = False, recipe: Recipe | None = None) -> Learner:
     """Load a fastai `Learner.export` file; loading it RUNS CODE that its author put in.
 
     Args:
         path: the export.pkl.
         trust: True says that you know who wrote the file and would run their program.
+        recipe: for a file of hcd 0.1.0, which kept none: the recipe the learner was built by.
     Returns:
-        fastai Learner with empty data.
+        fastai Learner on the CPU with empty data, that reads patches by the recipe it had.
     Raises:
-        InputError: trust was not given. FileNotFoundError: no such file.
+        InputError: trust was not given, or a recipe that is missing or another than the file's.
+            FileNotFoundError: no such file.
 
     Source: In 43, In 44.
     """
@@ -186,7 +188,7 @@ def load_export(path, trust=False):
             f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only"
             " for a file of your own, and hand models on with save_bundle"
         )
-    return load_trusted_export(path)
+    return load_trusted_export(path, recipe)
 
 
 def _existing(path):
