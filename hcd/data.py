@@ -8,6 +8,7 @@ from fastai.vision import Image, ImageList, pil2tensor
 from sklearn.model_selection import train_test_split
 
 from .dataset.tables import id_array
+from .engine.databunch import ImageDataBunch
 from .engine.device import find_device
 from .engine.draws import replace_loaders
 from .errors import InputError
@@ -67,6 +68,7 @@ class CroppedImageList(ImageList):
     Source: In 13.
     """
 
+    _bunch = ImageDataBunch
     rng = random
 
     def __init__(self, items, *args, source=None, recipe=Recipe(), **kwargs):

@@ -1,5 +1,6 @@
 """Every number of the walkthrough in one frozen record."""
 
+import inspect
 import re
 import sys
 from dataclasses import dataclass, fields, replace
@@ -28,7 +29,8 @@ class Recipe:
         flips: mirror the crop, left to right and upside down.
         valid_fraction: share of the labelled patches that is set aside for validation.
         batch_size: patches a training step.
-        arch: name of a torchvision model, or a callable `arch(pretrained=...)`.
+        arch: name of a torchvision model, or a callable `arch(pretrained=...)`; torchvision's own
+            functions, as the walkthrough gives one, are kept by their name.
         pretrained: begin with ImageNet's weights, the body frozen in stage 1.
         head_dropout: dropout before the last layer; half of it before the one above.
         mean: what is taken off R, G and B, on the scale from 0 to 1.
@@ -78,6 +80,7 @@ class Recipe:
     fast: bool = False
 
     def __post_init__(self):
+        object.__setattr__(self, "arch", _named(self.arch))
         for field in fields(self):
             # as JSON and notebook parameters write a tuple
             if isinstance(getattr(self, field.name), list):
@@ -264,6 +267,15 @@ class Recipe:
             f"finetune_max_lr={self.finetune_max_lr} must be (lowest, highest) with 0 < lowest <="
             " highest",
         )
+
+
+def _named(arch):
+    """Return the name of a torchvision function, so that it stands on cards and compares equal to
+    its name; anything else as it is."""
+    models = sys.modules.get("torchvision.models")  # whoever has its function has loaded it
+    name = getattr(arch, "__name__", None)
+    known = inspect.isfunction(arch) and getattr(models, str(name), None) is arch
+    return name if known else arch
 
 
 def _is_number(value):
