@@ -24,7 +24,7 @@ setup(
     # installed
     packages=[*find_packages(include=["hcd", "hcd.*"]), "hcd.notebooks"],
     package_dir={"hcd.notebooks": "notebooks"},
-    package_data={"hcd.notebooks": ["*.ipynb"]},
+    package_data={"hcd": ["py.typed", "*.pyi"], "hcd.notebooks": ["*.ipynb"]},
     entry_points={"console_scripts": ["hcd=hcd.cli:main"]},
     install_requires=[
         "fastai==1.0.61",

@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from .corners import corner_depth, require_shallow_corners
 from .errors import InputError, InputTypeError
@@ -61,7 +62,7 @@ class Recipe:
     flips: bool = True
     valid_fraction: float = 0.1
     batch_size: int = 128
-    arch: object = "densenet169"
+    arch: Any = "densenet169"
     pretrained: bool = True
     head_dropout: float = 0.5
     mean: tuple = (0.702447, 0.546243, 0.696453)
@@ -74,7 +75,7 @@ class Recipe:
     finetune_epochs: int = 12
     finetune_max_lr: tuple = (4e-5, 4e-4)
     tta_passes: int = 12
-    rng_seed: int = None
+    rng_seed: int | None = None
     fast: bool = False
 
     def __post_init__(self):
@@ -92,7 +93,7 @@ class Recipe:
         )
 
     @classmethod
-    def sample(cls, **changes):
+    def sample(cls, **changes: Any) -> "Recipe":
         """Return the recipe of the embedded synthetic sample: small, from scratch, minutes on a
         CPU."""
         small = dict(
@@ -111,7 +112,7 @@ class Recipe:
         return cls(**{**small, **changes})
 
     @classmethod
-    def from_stored(cls, values):
+    def from_stored(cls, values: dict) -> "Recipe":
         """Return the recipe that a card, a checkpoint or a run's record holds.
 
         Args:
@@ -128,13 +129,13 @@ class Recipe:
         return cls(**values)
 
     @classmethod
-    def meanings(cls) -> dict:
+    def meanings(cls) -> dict[str, str]:
         """Return what each field means, from the lines above, for the command line's help."""
         attributes = (cls.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
         found = re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", attributes, re.MULTILINE)
         return {name: " ".join(text.split()) for name, text in found}
 
-    def plain(self):
+    def plain(self) -> "Recipe":
         """Return the same recipe with every augmentation off: the reader then returns the centre
         crop alone."""
         return replace(
@@ -148,12 +149,12 @@ class Recipe:
         )
 
     @property
-    def margin(self):
+    def margin(self) -> int:
         """Pixels between the patch's edge and the centre crop, before rotation and shift."""
         return (self.original_size - self.crop_size) // 2
 
     @property
-    def corner_depth(self):
+    def corner_depth(self) -> float:
         """How many px of a black corner a crop can show at most, see `corners.corner_depth`; 0.0
         for none."""
         return corner_depth(

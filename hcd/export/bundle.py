@@ -7,13 +7,14 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from ..disk.whole import whole_write, writable_folder
-from ..engine.compat import load_trusted_export
+from ..disk.whole import StrPath, whole_write, writable_folder
+from ..engine.compat import Learner, load_trusted_export
 from ..errors import InputError
 from ..learner import build_shapes
 from ..reader import augment, read_patch
@@ -44,7 +45,12 @@ class Prediction:
 
 
 def save_bundle(
-    learner, folder, metrics=None, data_fingerprint=None, splits=None, license="unspecified"
+    learner: Learner,
+    folder: StrPath,
+    metrics: dict | None = None,
+    data_fingerprint: str | None = None,
+    splits: dict | None = None,
+    license: str = "unspecified",
 ) -> Path:
     """Write a learner's model as weights and a card that run no code when loaded.
 
@@ -96,7 +102,7 @@ def save_bundle(
     return folder
 
 
-def load_bundle(folder):
+def load_bundle(folder: StrPath) -> Bundle:
     """Load what `save_bundle` wrote; nothing in it is run, and every field, shape and hash is
     checked.
 
@@ -124,7 +130,7 @@ def load_bundle(folder):
     return Bundle(model.eval(), recipe, card)
 
 
-def predict_image(bundle, path):
+def predict_image(bundle: Bundle, path: Any) -> Prediction:
     """Predict one image file with a loaded model: centre crop, no augmentation.
 
     Args:
@@ -166,7 +172,7 @@ def predict_image(bundle, path):
     return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
 
 
-def load_export(path, trust=False):
+def load_export(path: StrPath, trust: bool = False) -> Learner:
     """Load a fastai `Learner.export` file; loading it RUNS CODE that its author put in.
 
     Args:
