@@ -162,7 +162,7 @@ def _add_recipe_flag(group, field, meaning):
     flag, value = f"--{field.name.replace('_', '-')}", field.default
     text = meaning.replace("%", "%%").rstrip(".")
     if isinstance(value, bool):
-        options = {"action": argparse.BooleanOptionalAction, "default": None}
+        options: dict = {"action": argparse.BooleanOptionalAction, "default": None}
         shown = str(value)
     elif isinstance(value, tuple):
         count = "+" if field.name == "sweep_weight_decays" else len(value)

@@ -1,12 +1,17 @@
 """Grad-CAM: where a learner looks in one validation patch."""
 
 import cv2
+import numpy as np
 import torch
 from fastai.callbacks.hooks import hook_output
 from fastai.vision import image2np
 
+from .engine.compat import Learner
 
-def hooked_backward(model, batch, category):
+
+def hooked_backward(
+    model: torch.nn.Module, batch: torch.Tensor, category: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one image through the model and return the body's activations with their gradients.
 
     Args:
@@ -37,7 +42,7 @@ def hooked_backward(model, batch, category):
     return activations.detach(), gradients
 
 
-def grad_cam(activations, gradients):
+def grad_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     """Weight each channel by its mean gradient and average the channels.
 
     Args:
@@ -59,7 +64,7 @@ def grad_cam(activations, gradients):
     return (acts * weights[:, None, None]).mean(0)
 
 
-def get_heatmap(learner, valid_index):
+def get_heatmap(learner: Learner, valid_index: int) -> tuple[np.ndarray, np.ndarray]:
     """Compute the heatmap of one validation patch for its true class.
 
     Args:

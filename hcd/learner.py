@@ -9,13 +9,15 @@ from fastai.train import ShowGraph
 from fastai.vision.learner import cnn_config, create_cnn_model, model_meta
 from torch import nn
 
-from .engine.compat import Learner, find_arch, require_weights, with_pretrained_flag
+from .disk.whole import StrPath
+from .engine.compat import DataBunch, Learner, find_arch, require_weights, with_pretrained_flag
 from .engine.device import find_device
 from .engine.fast import FastModel, LossScaler, low_precision
 from .errors import InputError
+from .recipe import Recipe
 
 
-def get_learner(data, recipe, path="."):
+def get_learner(data: DataBunch, recipe: Recipe, path: StrPath = ".") -> Learner:
     """Build a fresh learner: pretrained body, frozen but for its batch norms, and a new head.
 
     Args:
@@ -54,7 +56,7 @@ def get_learner(data, recipe, path="."):
     return learner
 
 
-def check_machine(recipe, device=None):
+def check_machine(recipe: Recipe, device: str | torch.device | None = None) -> None:
     """Find out before any work whether this machine can train the recipe and `save_bundle` its
     model.
 

@@ -1,9 +1,13 @@
 """Which validation patches to show, and the two overview figures."""
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 from fastai.basic_data import DatasetType
+from fastai.train import ClassificationInterpretation
 from fastai.vision import image2np
+from matplotlib.figure import Figure
 
 from .gradcam import get_heatmap
 from .plots import Cell, plot_patch_grid
@@ -11,7 +15,9 @@ from .plots import Cell, plot_patch_grid
 CLASSES = ("Negative", "Tumour")
 
 
-def choose_patches(interp, count=4, rng=random):
+def choose_patches(
+    interp: ClassificationInterpretation, count: int = 4, rng: Any = random
+) -> list[tuple[str, list[int]]]:
     """Choose validation patches at random, with the largest and with the smallest losses.
 
     Args:
@@ -32,7 +38,9 @@ def choose_patches(interp, count=4, rng=random):
     ]
 
 
-def plot_overview(interp, classes=CLASSES, rng=random):
+def plot_overview(
+    interp: ClassificationInterpretation, classes: Sequence[str] = CLASSES, rng: Any = random
+) -> Figure:
     """Show random, most incorrect and most correct validation patches: predicted / actual / loss /
     probability.
 
@@ -58,7 +66,9 @@ def plot_overview(interp, classes=CLASSES, rng=random):
     )
 
 
-def plot_heatmap_overview(interp, classes=CLASSES, rng=random):
+def plot_heatmap_overview(
+    interp: ClassificationInterpretation, classes: Sequence[str] = CLASSES, rng: Any = random
+) -> Figure:
     """Show the same kind of overview in grey, under the Grad-CAM heatmap of each patch's actual
     class.
 

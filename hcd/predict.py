@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,14 +11,19 @@ from fastai.basic_data import DeviceDataLoader
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from .disk.whole import whole_write
-from .engine.compat import DataLoader
+from .disk.whole import StrPath, whole_write
+from .engine.compat import DataLoader, Learner
 from .errors import InputError
 from .reader import apply_draw, draw_augmentation, read_patch
-from .runs.checkpoint import NoCheckpoints, weights_digest
+from .runs.checkpoint import Checkpoints, NoCheckpoints, weights_digest
 
 
-def predict_tta(learner, passes=12, progress=True, checkpoints=None):
+def predict_tta(
+    learner: Learner,
+    passes: int = 12,
+    progress: bool = True,
+    checkpoints: Checkpoints | None = None,
+) -> np.ndarray:
     """Predict the test set several times, each time with fresh augmentation, and average (test-time
     augmentation).
 
@@ -106,7 +112,9 @@ def _join(items):
     return torch.cat(items), torch.zeros(0)
 
 
-def write_submission(path, dataset, learner, probabilities):
+def write_submission(
+    path: StrPath, dataset: Dataset, learner: Learner, probabilities: Any
+) -> pd.DataFrame:
     """Write the tumour probabilities in the order of sample_submission.csv.
 
     Args:

@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from .errors import InputError
 from .recipe import Recipe
 
 
-def read_image(path):
+def read_image(path: Any) -> np.ndarray:
     """Read one image file.
 
     Args:
@@ -75,7 +76,9 @@ def read_patch(path, recipe=Recipe()):
     return image
 
 
-def read_cropped_image(path, augmentations=True, recipe=Recipe(), rng=random):
+def read_cropped_image(
+    path: Any, augmentations: bool = True, recipe: Recipe = Recipe(), rng: Any = random
+) -> np.ndarray:
     """Read one patch and return one random augmented crop of it.
 
     Args:

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from .corners import corner_depth, require_shallow_corners
 from .errors import InputError, InputTypeError
@@ -63,7 +64,7 @@ class Recipe:
     flips: bool = True
     valid_fraction: float = 0.1
     batch_size: int = 128
-    arch: object = "densenet169"
+    arch: Any = "densenet169"
     pretrained: bool = True
     head_dropout: float = 0.5
     mean: tuple = (0.702447, 0.546243, 0.696453)
@@ -76,7 +77,7 @@ class Recipe:
     finetune_epochs: int = 12
     finetune_max_lr: tuple = (4e-5, 4e-4)
     tta_passes: int = 12
-    rng_seed: int = None
+    rng_seed: int | None = None
     fast: bool = False
 
     def __post_init__(self):
@@ -95,7 +96,7 @@ class Recipe:
         )
 
     @classmethod
-    def sample(cls, **changes):
+    def sample(cls, **changes: Any) -> "Recipe":
         """Return the recipe of the embedded synthetic sample: small, from scratch, minutes on a
         CPU."""
         small = dict(
@@ -114,7 +115,7 @@ class Recipe:
         return cls(**{**small, **changes})
 
     @classmethod
-    def from_stored(cls, values):
+    def from_stored(cls, values: dict) -> "Recipe":
         """Return the recipe that a card, a checkpoint or a run's record holds.
 
         Args:
@@ -131,13 +132,13 @@ class Recipe:
         return cls(**values)
 
     @classmethod
-    def meanings(cls) -> dict:
+    def meanings(cls) -> dict[str, str]:
         """Return what each field means, from the lines above, for the command line's help."""
         attributes = (cls.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
         found = re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", attributes, re.MULTILINE)
         return {name: " ".join(text.split()) for name, text in found}
 
-    def plain(self):
+    def plain(self) -> "Recipe":
         """Return the same recipe with every augmentation off: the reader then returns the centre
         crop alone."""
         return replace(
@@ -151,12 +152,12 @@ class Recipe:
         )
 
     @property
-    def margin(self):
+    def margin(self) -> int:
         """Pixels between the patch's edge and the centre crop, before rotation and shift."""
         return (self.original_size - self.crop_size) // 2
 
     @property
-    def corner_depth(self):
+    def corner_depth(self) -> float:
         """How many px of a black corner a crop can show at most, see `corners.corner_depth`; 0.0
         for none."""
         return corner_depth(

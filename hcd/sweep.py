@@ -3,8 +3,11 @@
 import math
 from dataclasses import asdict, dataclass
 
+from .disk.whole import StrPath
+from .engine.compat import DataBunch
 from .learner import get_learner
-from .runs.checkpoint import NoCheckpoints, split_digest
+from .recipe import Recipe
+from .runs.checkpoint import Checkpoints, NoCheckpoints, split_digest
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,9 @@ class Curve:
     losses: list
 
 
-def sweep_weight_decay(data, recipe, path=".", checkpoints=None) -> list:
+def sweep_weight_decay(
+    data: DataBunch, recipe: Recipe, path: StrPath = ".", checkpoints: Checkpoints | None = None
+) -> list:
     """Run `lr_find` once for each weight decay of the recipe, each time on a fresh learner.
 
     Args:

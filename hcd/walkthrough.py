@@ -15,7 +15,7 @@ from fastai.train import ClassificationInterpretation
 from .data import make_databunch, stratified_split
 from .dataset.opened import open_dataset, pixel_digests
 from .dataset.sample import make_sample
-from .disk.whole import write_json
+from .disk.whole import StrPath, write_json
 from .engine.device import set_rng_seed
 from .evaluate import score_predictions
 from .export.bundle import load_bundle, predict_image, save_bundle
@@ -50,13 +50,13 @@ class _Run:
     @property
     def model_name(self) -> str:
         arch = self.recipe.arch
-        return arch if isinstance(arch, str) else arch.__name__  # type: ignore[attr-defined]
+        return arch if isinstance(arch, str) else arch.__name__
 
 
 def run_walkthrough(
-    data_folder="",
+    data_folder: StrPath = "",
     recipe: Recipe | None = None,
-    output_folder="",
+    output_folder: StrPath = "",
     num_workers: int | None = None,
     device: str | None = None,
     remove_outliers: bool = False,
@@ -115,8 +115,8 @@ def _look(run: _Run):
     }
     whole = [[read_image(path) for path in first[label]] for label in (0, 1)]
     crops = [[read_cropped_image(path, recipe=recipe) for path in first[label]] for label in (0, 1)]
-    plt.close(plot_patches(*whole, "Patches", centre_box=recipe.original_size >= 32))
-    plt.close(plot_patches(*crops, "Crops"))
+    plt.close(plot_patches(whole[0], whole[1], "Patches", centre_box=recipe.original_size >= 32))
+    plt.close(plot_patches(crops[0], crops[1], "Crops"))
     draws = [read_cropped_image(first[0][0], recipe=recipe) for _ in range(5)]
     plt.close(plot_draws(draws, "Five draws of one patch"))
     statistics = channel_statistics(dataset.train_paths, recipe)
@@ -125,7 +125,7 @@ def _look(run: _Run):
         [(name, int(known[name]), read_image(dataset.train_path(name))) for name in names]
         for names in (statistics.too_dark, statistics.too_bright)
     ]
-    plt.close(plot_outliers(*outliers))
+    plt.close(plot_outliers(outliers[0], outliers[1]))
     return statistics
 
 

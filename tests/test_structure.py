@@ -2,6 +2,7 @@
 within ranges."""
 
 import ast
+import inspect
 import json
 import re
 from pathlib import Path
@@ -117,6 +118,36 @@ def test_public_names():
     for name in hcd.__all__:
         assert getattr(hcd, name).__doc__, name
     assert sorted(hcd.__all__) == sorted(set(hcd.__all__))
+
+
+def test_editors_see_every_public_name():
+    stub = ast.parse((ROOT / "hcd/__init__.pyi").read_text("utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
+    assert seen == {name: (module, name) for name, module in hcd._HOMES.items()}
+
+
+def public_functions():
+    for name in hcd.__all__:
+        value = getattr(hcd, name)
+        if inspect.isfunction(value):
+            yield name, value
+        for inner, part in vars(value).items() if inspect.isclass(value) else ():
+            if inspect.isfunction(part) and not inner.startswith("_"):
+                yield f"{name}.{inner}", part
+
+
+@pytest.mark.parametrize(
+    "name, function", [pytest.param(*pair, id=pair[0]) for pair in public_functions()]
+)
+def test_public_functions_are_typed(name, function):
+    signature = inspect.signature(function)
+    untyped = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.annotation is parameter.empty and parameter.name != "self"
+    ]
+    assert not untyped and signature.return_annotation is not signature.empty
 
 
 def test_walkthrough_functions_name_their_cell():

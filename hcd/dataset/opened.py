@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..disk.parallel import map_patches
+from ..disk.whole import StrPath
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
@@ -35,28 +38,28 @@ class Dataset:
     labels: pd.DataFrame
     test_ids: tuple
     sample_ids: tuple
-    test_labels: pd.DataFrame = None
-    packed: PackedFolder = None
+    test_labels: pd.DataFrame | None = None
+    packed: PackedFolder | None = None
 
-    def without(self, ids):
+    def without(self, ids: Any) -> "Dataset":
         """Return the same data set without some of its labelled patches."""
         return replace(
             self, labels=self.labels[~self.labels["id"].isin(ids)].reset_index(drop=True)
         )
 
-    def locate(self, folder, patch_id):
+    def locate(self, folder: str, patch_id: str) -> Any:
         """Return the file of a patch of "train" or "test", or its `PackedPatch`; cheap, for it is
         called at every read."""
         if self.packed is not None:
             return self.packed.locate(folder, patch_id)
         return f"{self.root}{os.sep}{folder}{os.sep}{patch_id}.tif"
 
-    def train_path(self, patch_id):
+    def train_path(self, patch_id: str) -> Any:
         """Return the file of a labelled patch, a Path, or its `PackedPatch`, which takes a file's
         place in the readers."""
         return self._path("train", patch_id)
 
-    def test_path(self, patch_id):
+    def test_path(self, patch_id: str) -> Any:
         """Return the file of a test patch, a Path, or its `PackedPatch`."""
         return self._path("test", patch_id)
 
@@ -90,7 +93,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def open_dataset(root, packed=None):
+def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
     """Open a data set and check its tables against its files; not every patch is read yet, see
     `verify_patches`.
 
@@ -148,7 +151,7 @@ def open_dataset(root, packed=None):
     return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack)
 
 
-def verify_patches(paths, recipe=Recipe(), progress=True):
+def verify_patches(paths: Sequence, recipe: Recipe = Recipe(), progress: bool = True) -> int:
     """Read every patch once and require 8-bit RGB of the recipe's size, and of a packed one the
     very pixels that were packed.
 
@@ -162,7 +165,7 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
     return len(pixel_digests(paths, recipe, progress))
 
 
-def pixel_digests(paths, recipe=Recipe(), progress=True):
+def pixel_digests(paths: Sequence, recipe: Recipe = Recipe(), progress: bool = True) -> np.ndarray:
     """Verify every patch, see `verify_patches`, and hash its pixels, for a run that is resumed.
 
     Returns:

@@ -15,7 +15,14 @@ import numpy as np
 
 from ..disk.locks import take_lock
 from ..disk.parallel import map_patches
-from ..disk.whole import refuse_links, sweep_parts, whole_write, writable_folder, write_json
+from ..disk.whole import (
+    StrPath,
+    refuse_links,
+    sweep_parts,
+    whole_write,
+    writable_folder,
+    write_json,
+)
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
@@ -57,7 +64,9 @@ class PackReport:
     replaced: str
 
 
-def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
+def pack_dataset(
+    root: StrPath, into: StrPath | None = None, recipe: Recipe = Recipe(), progress: bool = True
+) -> PackReport:
     """Decode every patch of a data set once and write all into one array, from which `open_dataset`
     then reads; see `pack`.
 

@@ -14,9 +14,9 @@ from typing import IO, Any
 
 from ..errors import InputError
 
-PART = (
-    ".hcd-{}.part"  # of a length of its own, for the target's name may be as long as names can be
-)
+StrPath = str | os.PathLike
+# a temporary file's name is of a length of its own, for the target's may be as long as names can be
+PART = ".hcd-{}.part"
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 NEW |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -164,7 +164,7 @@ def empty_folder(path) -> Path:
     return path
 
 
-def write_json(path, content) -> None:
+def write_json(path: StrPath, content: Any) -> None:
     """Write a JSON file, whole; NaN and infinity are no JSON and raise ValueError."""
     with whole_write(path, "w") as file:
         json.dump(content, file, indent=1, allow_nan=False)

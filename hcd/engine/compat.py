@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import cv2
@@ -31,13 +32,15 @@ from ..errors import InputError
 # source. catch_warnings would also take back the filters that fastai and the libraries below it set
 # for themselves on import.
 QUIET = ("ignore", None, Warning, None, 0)
-warnings.filters.insert(0, QUIET)
+warnings.filters.insert(0, QUIET)  # type: ignore[attr-defined]
 try:
     import fastai.basic_data
     import fastai.basic_train
     import fastai.vision
 finally:
-    warnings.filters.remove(QUIET)
+    warnings.filters.remove(QUIET)  # type: ignore[attr-defined]
+
+DataBunch = fastai.basic_data.DataBunch
 
 # torch >= 2.6 loads with weights_only=True and turns down the numpy scalars that fastai's schedules
 # leave in the optimiser state ("Unsupported global: numpy.core.multiarray.scalar"). These types
@@ -109,7 +112,15 @@ class Learner(fastai.basic_train.Learner):
     CHANGED C2: fastai's `load` swallows a failed restore of the optimiser state; this one raises.
     """
 
-    def fit(self, epochs, lr=fastai.basic_train.defaults.lr, wd=None, callbacks=None):
+    callback_fns: list
+
+    def fit(
+        self,
+        epochs: int,
+        lr: Any = fastai.basic_train.defaults.lr,
+        wd: Any = None,
+        callbacks: Any = None,
+    ) -> None:
         """Fit as fastai does, and show each callback that asks for it, by its `before_fit`, all
         callbacks of the fit before any of them has begun."""
         callbacks = fastai.core.listify(callbacks)
@@ -125,7 +136,9 @@ class Learner(fastai.basic_train.Learner):
         finally:
             self.callback_fns = makers
 
-    def save(self, file=None, return_path=False, with_opt=True):
+    def save(
+        self, file: Any = None, return_path: bool = False, with_opt: Any = True
+    ) -> Path | None:
         """Save model and optimiser state as fastai's `Learner.save` does; an interrupted save
         leaves the older file."""
         if not isinstance(file, (str, bytes)) and hasattr(file, "write"):
@@ -139,8 +152,14 @@ class Learner(fastai.basic_train.Learner):
         return target if return_path else None
 
     def load(
-        self, file=None, device=None, strict=True, with_opt=None, purge=False, remove_module=False
-    ):
+        self,
+        file: Any = None,
+        device: Any = None,
+        strict: bool = True,
+        with_opt: Any = None,
+        purge: bool = False,
+        remove_module: bool = False,
+    ) -> Any:
         """Load what `save` wrote; see fastai's `Learner.load`. `lr_find` calls it to undo its own
         steps.
 
@@ -317,6 +336,8 @@ class DataLoader(torch.utils.data.DataLoader):
     1.6), persistent_workers and prefetch_factor (1.7): TypeError, unexpected keyword argument.
     """
 
+    _iterator: Any
+
     def __init__(self, dataset, **kwargs):
         self.init_kwargs = kwargs  # fastai's DeviceDataLoader.new builds copies from these
         fastai.basic_data.old_dl_init(self, dataset, **kwargs)
@@ -390,7 +411,7 @@ def require_weights(arch):
 
 
 def _is_torchvision(arch):
-    name = getattr(arch, "__name__", None)
+    name = getattr(arch, "__name__", "")
     return (
         name in torchvision.models.list_models(torchvision.models)
         and getattr(torchvision.models, name) is arch

@@ -7,14 +7,15 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from ..disk.whole import whole_write, writable_folder
+from ..disk.whole import StrPath, whole_write, writable_folder
 from ..engine.compat import Learner, load_trusted_export
-from ..errors import InputError
+from ..errors import InputError, InputTypeError
 from ..learner import build_shapes
 from ..reader import augment, read_patch
 from ..recipe import Recipe
@@ -44,7 +45,12 @@ class Prediction:
 
 
 def save_bundle(
-    learner, folder, metrics=None, data_fingerprint=None, splits=None, license="unspecified"
+    learner: Learner,
+    folder: StrPath,
+    metrics: dict | None = None,
+    data_fingerprint: str | None = None,
+    splits: dict | None = None,
+    license: str = "unspecified",
 ) -> Path:
     """Write a learner's model as weights and a card that run no code when loaded.
 
@@ -96,7 +102,7 @@ def save_bundle(
     return folder
 
 
-def load_bundle(folder: str | Path) -> Bundle:
+def load_bundle(folder: StrPath) -> Bundle:
     """Load what `save_bundle` wrote; nothing in it is run, and every field, shape and hash is
     checked.
 
@@ -124,7 +130,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     return Bundle(model.eval(), recipe, card)
 
 
-def predict_image(bundle: Bundle, path: str | Path) -> Prediction:
+def predict_image(bundle: Bundle, path: Any) -> Prediction:
     """Predict one image file with a loaded model: centre crop, no augmentation.
 
     Args:
@@ -134,13 +140,23 @@ def predict_image(bundle: Bundle, path: str | Path) -> Prediction:
         Prediction.
     Raises:
         FileNotFoundError, InputError: no such file, no such patch, or a model whose answer is no
-            number.
+            number. InputTypeError: no Bundle, or pixels or bytes where a path belongs.
 
     CHANGED C9: the walkthrough crops 68 px and divides by 256 here; this is the crop and scale that
         the model was trained on.
 
     Source: In 45.
     """
+    if not (hasattr(bundle, "recipe") and hasattr(bundle, "model")):
+        raise InputTypeError(
+            f"predict_image was given a {type(bundle).__name__} where a Bundle belongs; save the"
+            " learner with save_bundle and give what load_bundle returns"
+        )
+    if isinstance(path, (bytes, bytearray, memoryview)) or hasattr(path, "__array__"):
+        raise InputTypeError(
+            f"predict_image was given {type(path).__name__} where a file's path belongs; write the"
+            " image to a file and give its path"
+        )
     recipe = bundle.recipe.plain()
     # leaves the generators of the caller alone
     crop = augment(read_patch(path, recipe), recipe, random.Random(0))
@@ -166,7 +182,7 @@ def predict_image(bundle: Bundle, path: str | Path) -> Prediction:
     return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
 
 
-def load_export(path: str | Path, trust: bool = False, recipe: Recipe | None = None) -> Learner:
+def load_export(path: StrPath, trust: bool = False, recipe: Recipe | None = None) -> Learner:
     """Load a fastai `Learner.export` file; loading it RUNS CODE that its author put in.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..disk.whole import shorten, whole_write, writable_folder
+from ..disk.whole import StrPath, shorten, whole_write, writable_folder
 from ..engine.compat import load_tensors
 from ..errors import InputError
 from ..recipe import Recipe
@@ -70,7 +70,14 @@ class Checkpoints:
             folder cannot be written.
     """
 
-    def __init__(self, folder, recipe, dataset, resume: bool = False, pixels=None):
+    def __init__(
+        self,
+        folder: StrPath,
+        recipe: Recipe,
+        dataset: Any,
+        resume: bool = False,
+        pixels: np.ndarray | None = None,
+    ) -> None:
         self.folder, self.resume = writable_folder(folder), resume
         self.written: set[str] = set()
         # as JSON has it, so that what was saved compares equal to what is now
@@ -100,7 +107,7 @@ class Checkpoints:
                 " a new run in another folder"
             )
 
-    def step(self, name: str, data, call=dict, redraws: bool = False) -> "Step":
+    def step(self, name: str, data: Any, call: Any = dict, redraws: bool = False) -> "Step":
         """Return the step of a name.
 
         Args:
@@ -110,7 +117,14 @@ class Checkpoints:
         """
         return KeptStep(self, name, data, call(), redraws)
 
-    def save(self, name, call=None, data=None, generators=None, **content):
+    def save(
+        self,
+        name: str,
+        call: Any = None,
+        data: Any = None,
+        generators: dict | None = None,
+        **content: Any,
+    ) -> None:
         """Write the checkpoint of a step, whole.
 
         Args:
@@ -133,7 +147,7 @@ class Checkpoints:
             file.write(kept.getbuffer())
         self.written.add(name)
 
-    def load(self, name, call=None, data=None):
+    def load(self, name: str, call: Any = None, data: Any = None) -> Any:
         """Return what an earlier process saved of a step, and set every generator as it was then;
         None where there is nothing.
 
@@ -168,12 +182,12 @@ class Checkpoints:
             _set_generators(content["generators"], data)
         return content
 
-    def path(self, name) -> Path:
+    def path(self, name: str) -> Path:
         """Return the file of a step."""
         return self.folder / f"{name}.pth"
 
     @contextmanager
-    def reading(self, name) -> Iterator[None]:
+    def reading(self, name: str) -> Iterator[None]:
         """Take every error for a sign that the checkpoint of a step does not hold what it
         should."""
         try:
@@ -194,7 +208,7 @@ class Checkpoints:
                 f" {reason}); start a new run in another folder"
             ) from error
 
-    def callback(self, learner, name):
+    def callback(self, learner: Any, name: str) -> Any:
         """Return a fastai callback for one `fit`: it saves at the end of each epoch, and resumes
         after the last one saved."""
         from .fit import FitCheckpoint  # which needs this module
@@ -268,7 +282,7 @@ def _sha256(pixels) -> str:
 
 
 def _generator_states(data):
-    numpy_state = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),

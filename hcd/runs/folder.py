@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..disk.locks import take_lock
-from ..disk.whole import refuse_link, refuse_links, sweep_parts, unwritable, writable_folder
+from ..disk.whole import (
+    StrPath,
+    refuse_link,
+    refuse_links,
+    sweep_parts,
+    unwritable,
+    writable_folder,
+)
 from .events import RUN
 
 # whatever a run writes; * stands for the model's name or the stage's
@@ -75,7 +82,7 @@ def new_run_folder(parent, name: str = "run") -> Path:
     )
 
 
-def prepare_output(folder="", resume: bool = False) -> Path:
+def prepare_output(folder: StrPath = "", resume: bool = False) -> Path:
     """Make the folder that one run writes into, and keep other runs out of it as long as this
     process lives.
 

@@ -124,7 +124,7 @@ def _save_figures(cell, figures: Path) -> None:
 
 def _merge_streams(outputs):
     """Join what a cell printed in pieces, and keep of a progress bar what the screen shows last."""
-    merged = []
+    merged: list = []
     for output in outputs:
         if "text" in output and merged and merged[-1].get("name") == output.name:
             merged[-1].text += output.text

@@ -578,6 +578,16 @@ def test_a_crop_too_small_for_the_network_is_refused_in_one_sentence(
         predict_image(small, sample.test_paths[0])
 
 
+def test_predict_image_takes_a_bundle_and_a_path(learner, sample, tmp_path, refused):
+    bundle = load_bundle(save_bundle(learner, tmp_path / "model"))
+    path = sample.test_paths[0]
+    with refused(TypeError, "Learner", "load_bundle"):
+        predict_image(learner, path)
+    for wrong in (Path(path).read_bytes(), np.zeros((96, 96, 3), np.uint8), torch.zeros(3, 96, 96)):
+        with refused(TypeError, type(wrong).__name__, "path"):
+            predict_image(bundle, wrong)
+
+
 def test_export_with_code_runs_it_only_when_trusted(tmp_path):
     torch.save(RunsCode(tmp_path), tmp_path / "export.pkl")
     with pytest.raises(ValueError, match="trust=True"):
