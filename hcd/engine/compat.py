@@ -261,8 +261,9 @@ class Learner(fastai.basic_train.Learner):
         norm = getattr(self.data, "norm", None)
         data = valid.get_state(**({"normalize": norm.keywords} if norm else {}))
         if hasattr(patches, "recipe"):
+            kind: Any = type(patches)
             # fastai builds the empty list by calling this
-            data["x_cls"] = partial(type(patches), recipe=patches.recipe, source=patches.source)
+            data["x_cls"] = partial(kind, recipe=patches.recipe, source=patches.source)
         return {
             **{name: getattr(self, name) for name in EXPORTED},
             "cb_state": {type(callback): callback.get_state() for callback in self.callbacks},
