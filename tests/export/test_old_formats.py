@@ -26,6 +26,15 @@ def dataset(tmp_path_factory):
     return hcd.make_sample(root, train=16, test=4, rng_seed=1)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums of several threads are added up in another order; the old numbers are of one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def old(tmp_path):
     return shutil.copytree(OLD, tmp_path / "old")
