@@ -14,6 +14,7 @@ import hcd
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+CELLS = (ROOT / "notebooks/README.md").read_text("utf-8")
 NOTEBOOK = json.loads((ROOT / "notebooks/walkthrough.ipynb").read_text("utf-8"))
 DESIGN_NAMES = [
     "Recipe",
@@ -167,14 +168,14 @@ def test_deviation_tags_and_readme_rows_agree():
         "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "markdown"
     )
     tagged |= set(re.findall(r"\(([KCR]\d+)\)", prose))
-    rows = re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", CELLS, re.MULTILINE)
     assert {row for row, _ in rows} == tagged
     assert len(rows) == len({row for row, _ in rows})
 
 
 def test_every_deviation_row_names_a_test_that_exists():
     tests = {path.name: path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
-    for row, cells in re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE):
+    for row, cells in re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", CELLS, re.MULTILINE):
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells)
         assert named, f"{row} names no test"
         for file, test in named:
@@ -183,7 +184,7 @@ def test_every_deviation_row_names_a_test_that_exists():
 
 def test_cell_table_covers_every_cell():
     cells = set()
-    for numbers in re.findall(r"^\| ([\d, -]+) \| ", README, re.MULTILINE):
+    for numbers in re.findall(r"^\| ([\d, -]+) \| ", CELLS, re.MULTILINE):
         for part in numbers.split(", "):
             first, last = (part.split("-") * 2)[:2]
             cells |= set(range(int(first), int(last) + 1))
@@ -224,7 +225,36 @@ def test_no_line_of_the_walkthrough_was_copied(shared):
     (source,) = shared.joinpath("seeds").glob("*.txt")
     lines = {" ".join(line.split()) for line in source.read_text("utf-8").splitlines()}
     lines = {line for line in lines if len(line) > 60}
-    ours = [path.read_text("utf-8") for path in (ROOT / "hcd").rglob("*.py")] + [README]
+    ours = [path.read_text("utf-8") for path in (ROOT / "hcd").rglob("*.py")]
+    ours += [
+        path.read_text("utf-8") for path in ROOT.rglob("README.md") if ".venv" not in str(path)
+    ]
     ours += ["".join(cell["source"]) for cell in NOTEBOOK["cells"]]
     mine = {" ".join(line.split()) for text in ours for line in text.splitlines()}
     assert not mine & lines
+
+
+def test_readme_is_a_door():
+    lines = README.splitlines()
+    assert len(lines) <= 110
+    for link in re.findall(r"\]\(([^)#]+)", README):
+        assert link.startswith("https:") or (ROOT / link).exists(), link
+    (picture,) = re.findall(r"!\[.+\]\((.+)\)", README)
+    assert (ROOT / picture).stat().st_size < 300_000
+
+
+def test_every_public_name_has_its_line():
+    page = (ROOT / "hcd/README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| `(.+)\.py` \|$", page, re.MULTILINE)
+    assert dict(rows) == {name: home.replace(".", "/") for name, home in hcd._HOMES.items()}
+    assert len(rows) == len(hcd.__all__)
+
+
+def test_the_ten_lines_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    (lines,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    assert len(lines.splitlines()) <= 14
+    monkeypatch.chdir(tmp_path)
+    small = "hcd.Recipe.sample(head_epochs=1, tta_passes=2, arch='squeezenet1_1', batch_size=8)"
+    smaller = lines.replace("hcd.Recipe.sample()", small).replace("train=240", "train=40")
+    exec(compile(smaller, "README.md", "exec"), {})
+    assert (tmp_path / "submission.csv").is_file() and (tmp_path / "model/card.json").is_file()
