@@ -220,7 +220,7 @@ class Learner(fastai.basic_train.Learner):
         gc.collect()
         return self
 
-    def export(self, file="export.pkl", destroy: bool = False) -> None:
+    def export(self, file: Any = "export.pkl", destroy: bool = False) -> None:
         """Write what `load_export` reads, as fastai's `Learner.export` does, with the recipe and
         source of the patches, the batch size and the layer groups too.
 
