@@ -13,7 +13,10 @@ from packaging.requirements import Requirement
 import hcd
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
+README, CELLS, NAMES = (
+    (ROOT / page).read_text("utf-8")
+    for page in ("README.md", "notebooks/README.md", "hcd/README.md")
+)
 NOTEBOOK = json.loads((ROOT / "notebooks/walkthrough.ipynb").read_text("utf-8"))
 DESIGN_NAMES = [
     "Recipe",
@@ -156,7 +159,7 @@ def test_walkthrough_functions_name_their_cell():
             assert re.search(r"Source: In \d+", getattr(hcd, name).__doc__), name
 
 
-def test_deviation_tags_and_readme_rows_agree():
+def test_deviation_tags_and_rows_agree():
     tag = re.compile(r"(?:KEPT|CHANGED|READ) ([KCR]\d+)\b")
     tagged = {
         match
@@ -167,14 +170,14 @@ def test_deviation_tags_and_readme_rows_agree():
         "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "markdown"
     )
     tagged |= set(re.findall(r"\(([KCR]\d+)\)", prose))
-    rows = re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", CELLS, re.MULTILINE)
     assert {row for row, _ in rows} == tagged
     assert len(rows) == len({row for row, _ in rows})
 
 
 def test_every_deviation_row_names_a_test_that_exists():
     tests = {path.name: path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
-    for row, cells in re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE):
+    for row, cells in re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", CELLS, re.MULTILINE):
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells)
         assert named, f"{row} names no test"
         for file, test in named:
@@ -183,11 +186,56 @@ def test_every_deviation_row_names_a_test_that_exists():
 
 def test_cell_table_covers_every_cell():
     cells = set()
-    for numbers in re.findall(r"^\| ([\d, -]+) \| ", README, re.MULTILINE):
+    for numbers in re.findall(r"^\| ([\d, -]+) \| ", CELLS, re.MULTILINE):
         for part in numbers.split(", "):
             first, last = (part.split("-") * 2)[:2]
             cells |= set(range(int(first), int(last) + 1))
     assert cells == set(range(1, 46))
+
+
+def test_every_public_name_has_its_line():
+    named = re.findall(r"^- `(\w+)`: \S", NAMES, re.MULTILINE)
+    assert sorted(named) == sorted(hcd.__all__)
+
+
+def test_readme_is_a_door():
+    assert len(README.splitlines()) <= 110
+    assert max(map(len, README.splitlines())) <= 160
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in sorted(ROOT.rglob("*.md")) if not {".venv", "outputs"} & set(p.parts)],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        file, _, heading = target.partition("#")
+        if file.startswith(("http:", "https:")):
+            continue
+        path = (page.parent / file) if file else page
+        assert path.exists(), f"{page.name} links to {target}, which is not there"
+        headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.M) if heading else []
+        slugs = [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings]
+        assert not heading or heading in slugs, f"{page.name} links to {target}"
+
+
+def test_picture_of_the_readme_is_small_and_its_command_stands_beside_it():
+    (picture,) = re.findall(r"^!\[.+\]\((.+)\)$", README, re.MULTILINE)
+    assert (ROOT / picture).stat().st_size < 300_000
+    assert f"`python notebooks/picture.py {picture}`" in README
+
+
+def test_ten_lines_of_the_readme_run_as_they_stand(tmp_path, monkeypatch):
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len(lines.strip().splitlines()) <= 12  # the import, an empty line, and ten
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(lines, names)
+    assert 0 <= names["score"].auc <= 1
+    submission = (tmp_path / "submission.csv").read_text("utf-8").splitlines()
+    assert len(submission) == 1 + 24
+    assert (tmp_path / "model/card.json").is_file()
 
 
 def test_notebook_has_every_cell_in_order_and_no_outputs():
@@ -224,7 +272,8 @@ def test_no_line_of_the_walkthrough_was_copied(shared):
     (source,) = shared.joinpath("seeds").glob("*.txt")
     lines = {" ".join(line.split()) for line in source.read_text("utf-8").splitlines()}
     lines = {line for line in lines if len(line) > 60}
-    ours = [path.read_text("utf-8") for path in (ROOT / "hcd").rglob("*.py")] + [README]
+    ours = [path.read_text("utf-8") for path in (ROOT / "hcd").rglob("*.py")]
+    ours += [README, CELLS, NAMES]
     ours += ["".join(cell["source"]) for cell in NOTEBOOK["cells"]]
     mine = {" ".join(line.split()) for text in ours for line in text.splitlines()}
     assert not mine & lines
