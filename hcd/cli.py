@@ -6,7 +6,6 @@ What a command needs is imported when it runs, so that help and usage errors wai
 import argparse
 import csv
 import json
-import os
 import sys
 import time
 import traceback
@@ -22,8 +21,6 @@ REPORT = "please report it with the lines above and the command that you gave"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed on the way, 2 wrong input."""
     options = _parser().parse_args(arguments)
-    # of a damaged image OpenCV would print lines of its own, here and in the notebook's process
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
         return options.command(options)
     except (InputError, OSError) as error:

@@ -35,7 +35,13 @@ def recipe():
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"remove_outliers": True, "back_to_stage1": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"remove_outliers": True, "back_to_stage1": True}, marks=pytest.mark.long),
+    ],
+)
 def test_notebook_and_twin_come_to_one_result(sample, recipe, tmp_path, options):
     flags = [f"--{name.replace('_', '-')}" for name in options]
     notebook, twin = tmp_path / "notebook", tmp_path / "twin"

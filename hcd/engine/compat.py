@@ -318,18 +318,6 @@ def _set_recipe(path, source, recipe, known):
         items.recipe = items.recipe if known else recipe
 
 
-def silence_opencv():
-    """Keep OpenCV from printing lines of its own about damaged images, such as "[ERROR:0@5.8]
-    global loadsave.cpp:1409 imdecode_ ...".
-
-    4.5.5, 4.10 and 4.14 all do; 4.10 has the switch in another place than 4.14.
-    """
-    if hasattr(cv2, "setLogLevel"):
-        cv2.setLogLevel(0)
-    else:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
 class DataLoader(torch.utils.data.DataLoader):
     """torch's DataLoader with all of today's keywords.
 

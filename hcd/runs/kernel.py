@@ -25,10 +25,9 @@ SETTINGS = [
     "--InteractiveShellApp.extra_extensions=hcd.runs.kernel",
     "--InlineBackend.figure_formats=png",
 ]
-# what the user has set stays. Of a damaged image OpenCV would print lines of its own. Threads that
-# spin while they wait take the cores from those that work: on two cores beside other jobs a run
-# took ten times as long.
-QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OMP_WAIT_POLICY": "PASSIVE"}
+# what the user has set stays. Threads that spin while they wait take the cores from those that
+# work: on two cores beside other jobs a run took ten times as long.
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def own_kernel() -> type:

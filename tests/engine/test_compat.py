@@ -791,7 +791,7 @@ def contents():
 
 seed()
 before, state_before = contents(), state()
-import hcd, hcd.run, hcd.walkthrough  # which load all of it
+import hcd, hcd.walkthrough  # which loads all of it but the command
 after, state_after = contents(), state()
 new = [key for key in after.keys() - before.keys() if type(after[key]) is not types.ModuleType and key[-1] != "__warningregistry__"]
 other = [key for key in before if key not in after or before[key] is not after[key]]
@@ -803,7 +803,7 @@ print(state_before, state_after, sep="\\n")
 ALONE = (
     STATE
     + """
-import hcd, hcd.run, hcd.walkthrough  # which load all of it
+import hcd, hcd.walkthrough  # which loads all of it but the command
 seed()
 print(state())
 """
