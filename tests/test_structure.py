@@ -237,10 +237,30 @@ def test_no_line_of_the_walkthrough_was_copied(shared):
 def test_readme_is_a_door():
     lines = README.splitlines()
     assert len(lines) <= 110
-    for link in re.findall(r"\]\(([^)#]+)", README):
-        assert link.startswith("https:") or (ROOT / link).exists(), link
+    assert max(map(len, lines)) <= 160
     (picture,) = re.findall(r"!\[.+\]\((.+)\)", README)
     assert (ROOT / picture).stat().st_size < 300_000
+    assert f"`python notebooks/picture.py {picture}`" in README
+
+
+PAGES = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not {".venv", "outputs"} & set(path.relative_to(ROOT).parts)
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if target.startswith(("http:", "https:")):
+            continue
+        file, _, heading = target.partition("#")
+        path = page.parent / file if file else page
+        assert path.exists(), target
+        titles = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE) if heading else []
+        slugs = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+        assert not heading or heading in slugs, target
 
 
 def test_every_public_name_has_its_line():

@@ -148,6 +148,11 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
             f"{answers} does not answer for the ids of sample_submission.csv; correct it or move it"
             " away"
         )
+    if test_labels is not None and test_labels["label"].nunique() < 2:
+        raise InputError(
+            f"{answers} holds only label {test_labels['label'].iloc[0]}, and a ROC curve needs"
+            " both; give answers of both labels or move it away"
+        )
     return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack)
 
 
@@ -213,6 +218,13 @@ def _match_files(folder, ids, table):
         return
     found, wanted = visible_files(folder), {name.decode() for name in wanted.tolist()}
     missing, extra = sorted(wanted - found), sorted(found - wanted)
+    stems = {Path(name).stem for name in missing}
+    suffixes = sorted({Path(name).suffix for name in found if Path(name).stem in stems})
+    if missing and suffixes:
+        raise FileNotFoundError(
+            f"{folder / missing[0]} is missing, but the folder holds files that end in"
+            f" {' and '.join(suffixes)}; change their names, a patch's file is <id>.tif"
+        )
     if missing:
         raise FileNotFoundError(
             f"{folder / missing[0]} is missing although {table} lists it ({len(missing)} of"

@@ -81,6 +81,28 @@ def _tiff_size(content, order, big):
     return max(found[tag] for tag in WIDTHS), max(found[tag] for tag in LENGTHS)
 
 
+# in a JPEG's and a PNG's metadata; OpenCV turns such an image as a camera was held
+ORIENTED = (b"Exif\0\0", b"eXIf")
+UNREAD = ("zstd", "webp", "lzma")  # compressions of TIFF that Pillow reads and OpenCV may not
+# Pillow's modes that are no 8-bit RGB
+KINDS = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with alpha",
+    "P": "palette",
+    "PA": "palette with alpha",
+    "RGBA": "RGB with alpha",
+    "RGBX": "RGB with a fourth channel",
+    "CMYK": "CMYK",
+    "YCbCr": "YCbCr",
+    "LAB": "Lab",
+    "I": "32-bit",
+    "I;16": "16-bit grey",
+    "I;16B": "16-bit grey",
+    "F": "floating-point",
+}
+
+
 def pillow_agrees(content, image):
     """Say whether Pillow decodes a TIFF or JPEG without an error, a TIFF to the same pixels.
 
@@ -202,11 +224,32 @@ def decode_image(content):
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:  # a header that breaks OpenCV's own rules
         return None
-    colour = image is not None and image.dtype == np.uint8 and image.shape[2:] == (3,)
+    if image is None or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        return image
     # a PNG has checksums
-    return (
-        None if colour and content[:1] != b"\x89" and not pillow_agrees(content, image) else image
-    )
+    if content[:1] != b"\x89" and not pillow_agrees(content, image):
+        return None
+    if any(mark in content for mark in ORIENTED):  # which UNCHANGED passes over
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return image
+
+
+def other_kind(content: bytes) -> str:
+    """Return what kind of image it is that Pillow can decode and a patch is not, such as "palette";
+    "" for what it cannot decode either, or what is RGB."""
+    size = claimed_size(content)
+    if size is None or size[0] * size[1] > MOST_PIXELS:
+        return ""
+    with QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content), formats=["TIFF", "JPEG", "PNG"]) as file:
+                file.load()
+                compression = file.info.get("compression")
+                unread = f"{compression}-compressed" if compression in UNREAD else ""
+                return KINDS.get(file.mode, unread)
+        except Exception:  # as in `pillow_agrees`
+            return ""
 
 
 def encode_tiff(patch):

@@ -3,9 +3,13 @@
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 from conftest import CHECKOUT
+from PIL import Image
 
+import hcd
 from hcd.disk import images
 
 DAMAGED = """
@@ -39,3 +43,35 @@ def test_a_damaged_image_prints_no_librarys_lines(tmp_path, monkeypatch):
     command = [sys.executable, "-c", DAMAGED]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 2 and done.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_an_image_is_turned_as_opencv_turns_it(image, tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"turned.{kind}"
+    image.save(path, exif=exif)
+    assert np.array_equal(hcd.read_image(path), cv2.imread(str(path))[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    "mode, name, kind",
+    [
+        ("P", "a.tif", "palette"),
+        ("CMYK", "a.jpg", "CMYK"),
+        ("LAB", "a.tif", "Lab"),
+    ],
+)
+def test_an_undamaged_image_of_another_kind_is_told_as_one(
+    image, tmp_path, refused, mode, name, kind
+):
+    path = tmp_path / name
+    (image if mode != "LAB" else Image.new("LAB", (96, 96))).convert(mode).save(path)
+    with refused(hcd.InputError, path, kind, "convert"):
+        hcd.read_image(path)
