@@ -222,8 +222,9 @@ def _match_files(folder, ids, table):
     suffixes = sorted({Path(name).suffix for name in found if Path(name).stem in stems})
     if missing and suffixes:
         raise FileNotFoundError(
-            f"{folder / missing[0]} is missing ({len(missing)} of {len(wanted)} are), but the folder"
-            f" holds files that end in {' and '.join(suffixes)}; change their names, a patch's file is <id>.tif"
+            f"{folder / missing[0]} is missing ({len(missing)} of {len(wanted)} are), but the"
+            f" folder holds files that end in {' and '.join(suffixes)}; change their names, a"
+            " patch's file is <id>.tif"
         )
     if missing:
         raise FileNotFoundError(

@@ -4,7 +4,6 @@ on from."""
 import errno
 import hashlib
 import os
-import random
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from .pack import (
 )
 from .tables import TABLES, id_array
 
+TITLE = "checking what is packed"
 LOCK = ".lock"  # in packed.part/, and gone with it
 
 
@@ -93,6 +93,7 @@ def pack_dataset(
             dataset = open_dataset(target)
             verify_patches(dataset.train_paths + dataset.test_paths, recipe, progress)
             _same_tables(root, target)
+            _compare_with_files(dataset, root, recipe, progress)
             return _report(target, 0, False, "")
         except (InputError, OSError) as error:
             # it is made anew below where the files are there, and then the report says why
@@ -114,6 +115,29 @@ def pack_dataset(
         f"hcd pack {root}" + f" --into {into}" * (into is not None),
     )
     return _report(target, kept, True, _commit(target, reason))
+
+
+def _compare_with_files(dataset, root, recipe, progress):
+    """Require each packed patch to be that of its file, where the files are still there.
+
+    Raises:
+        InputError: one is not; names the file.
+    """
+    sides = {"train": dataset.labels["id"].tolist(), "test": list(dataset.test_ids)}
+    names = [(side, name) for side, ids in sides.items() if (root / side).is_dir() for name in ids]
+
+    def differs(place):
+        side, name = place
+        file = root / side / f"{name}.tif"
+        return not np.array_equal(read_patch(file, recipe), dataset.locate(side, name).pixels())
+
+    with closing(map_patches(differs, names, "comparing with the files", progress)) as found:
+        for (side, name), other in zip(names, found):
+            if other:
+                raise InputError(
+                    f"{root / side / name}.tif has other pixels than were packed from it; pack"
+                    " anew, or restore the file"
+                )
 
 
 def _same_tables(root, target):
@@ -230,17 +254,18 @@ class _Work:
         )
         noted = [noted[start : start + 20] for start in range(HEADER, HEADER + rows * 20, 20)]
         kept = 0
-        with closing(
-            map_patches(self.hash_row, range(rows), "checking what is packed", progress)
-        ) as found:
-            for digest, wanted in zip(found, noted):
-                if digest != wanted:
+        found = map_patches(self.is_row_proven, list(zip(range(rows), noted)), TITLE, progress)
+        with closing(found) as proven:
+            for is_proven in proven:
+                if not is_proven:
                     break
                 kept += 1
-        some = random.Random().sample(range(kept), min(kept, 64))
-        return (
-            kept if all(hashlib.sha1(self.read(row)).digest() == noted[row] for row in some) else 0
-        )
+        return kept
+
+    def is_row_proven(self, row_and_digest):
+        """Say whether a row's pixels, and those of its file, have the hash that was noted."""
+        row, digest = row_and_digest
+        return digest == self.hash_row(row) == hashlib.sha1(self.read(row)).digest()
 
     def hash_row(self, row):
         """Return the SHA-1 of a row's pixels as they are in the file."""
