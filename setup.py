@@ -18,13 +18,25 @@ setup(
     ),
     long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
+    author="the authors of hcd",
+    # the competition that all of this is about; hcd has no page of its own yet
+    url="https://www.kaggle.com/c/histopathologic-cancer-detection",
     license="MIT",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10,<3.14",
     # the notebook travels as package data, so that `hcd run` finds the same file wherever hcd is
     # installed
     packages=[*find_packages(include=["hcd", "hcd.*"]), "hcd.notebooks"],
     package_dir={"hcd.notebooks": "notebooks"},
-    package_data={"hcd.notebooks": ["*.ipynb"]},
+    package_data={"hcd": ["py.typed", "*.pyi"], "hcd.notebooks": ["*.ipynb"]},
     entry_points={"console_scripts": ["hcd=hcd.cli:main"]},
     install_requires=[
         "fastai==1.0.61",
@@ -42,11 +54,14 @@ setup(
         "safetensors>=0.4.3",
         "papermill>=2.6",  # 2.5 passes today's traitlets what they no longer take
         "nbclient>=0.8",
+        "jupyter-client>=8.3",
         "nbconvert>=7.16.5",  # 7.8 breaks with today's mistune
         "nbformat>=5.9",
         "ipykernel>=6.25",
         # fastprogress 1.0 takes 10 for older than 6 and draws a terminal's bars in a notebook
         "ipython>=7.23.1,<10",
     ],
-    extras_require={"test": ["pytest>=7.4", "hypothesis>=6.90", "psutil>=5.9", "ruff>=0.6"]},
+    extras_require={
+        "test": ["pytest>=7.4", "hypothesis>=6.90", "psutil>=5.9", "ruff>=0.6", "mypy>=1.11"],
+    },
 )

@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)
 _MODULES = {
     "data": ("CroppedImageList", "make_databunch", "stratified_split"),
     "dataset.check": ("CheckReport", "check_dataset"),
-    "dataset.opened": ("Dataset", "open_dataset", "verify_patches"),
+    "dataset.opened": ("Dataset", "open_dataset", "pixel_digests", "verify_patches"),
     "dataset.pack": ("PackedFolder", "PackedPatch", "copy_patch"),
     "dataset.packer": ("PackReport", "pack_dataset"),
     "dataset.sample": ("make_sample",),
@@ -47,6 +47,7 @@ _MODULES = {
     "runs.folder": ("prepare_output",),
     "stats": ("channel_statistics",),
     "sweep": ("sweep_weight_decay",),
+    "walkthrough": ("run_walkthrough",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOMES)  # noqa: PLE0605

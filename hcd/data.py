@@ -1,13 +1,18 @@
 """Data set -> split -> item list -> databunch."""
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from fastai.vision import Image, ImageList, pil2tensor
 from sklearn.model_selection import train_test_split
 
+from .dataset.opened import Dataset
 from .dataset.tables import id_array
+from .engine.compat import DataBunch
+from .engine.databunch import ImageDataBunch
 from .engine.device import find_device
 from .engine.draws import replace_loaders
 from .errors import InputError
@@ -15,7 +20,9 @@ from .reader import read_cropped_image
 from .recipe import Recipe
 
 
-def stratified_split(labels, valid_fraction=0.1, rng_seed=None):
+def stratified_split(
+    labels: Any, valid_fraction: float = 0.1, rng_seed: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Split rows at random into training and validation, with equal shares of each label.
 
     Args:
@@ -67,24 +74,35 @@ class CroppedImageList(ImageList):
     Source: In 13.
     """
 
+    _bunch = ImageDataBunch
     rng = random
 
-    def __init__(self, items, *args, source=None, recipe=Recipe(), **kwargs):
+    def __init__(
+        self,
+        items: Any,
+        *args: Any,
+        source: Dataset | None = None,
+        recipe: Recipe = Recipe(),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(items, *args, **kwargs)
         self.source, self.recipe = source, recipe
         # fastai copies these attributes to each part of a split
         self.copy_new += ["source", "recipe"]
 
-    def open(self, fn):
+    def open(self, fn: str) -> Any:
         """Read one crop as a fastai Image of (3, crop_size, crop_size) float32 in [0, 1]."""
         crop = read_cropped_image(self.find(fn), recipe=self.recipe, rng=self.rng)
         return Crop(pil2tensor(crop, np.float32), self.rng)
 
-    def find(self, fn):
+    def find(self, fn: str) -> Any:
         """Return the file, or the packed patch, that an item names."""
-        return self.source.locate(*fn.removesuffix(".tif").split("/")) if self.source else fn
+        folder, _, name = str(fn).rpartition("/")
+        if self.source is None or folder not in ("train", "test"):
+            return fn  # a file's own path, such as one that fastai's add_test was given
+        return self.source.locate(folder, name.removesuffix(".tif"))
 
-    def get(self, i):
+    def get(self, i: int) -> Any:
         """Read item `i`; fastai's own would also remember the size of every item, in every
         process."""
         return self.open(self.items[i])
@@ -106,7 +124,13 @@ class Crop(Image):
         return self
 
 
-def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
+def make_databunch(
+    dataset: Dataset,
+    recipe: Recipe,
+    valid_idx: Sequence[int] | np.ndarray,
+    num_workers: int | None = None,
+    device: str | torch.device | None = None,
+) -> DataBunch:
     """Build the databunch that all training and prediction reads from.
 
     Args:
@@ -142,7 +166,7 @@ def make_databunch(dataset, recipe, valid_idx, num_workers=None, device=None):
             f"batch_size={recipe.batch_size} is more than the {n_train} training patches, and an"
             f" incomplete batch is dropped; give {n_train} or less"
         )
-    options = dict(path=dataset.root, source=dataset, recipe=recipe)
+    options: dict[str, Any] = dict(path=dataset.root, source=dataset, recipe=recipe)
     train, test = (
         np.char.add(np.char.add(f"{folder}/".encode(), id_array(ids)), b".tif")
         for folder, ids in (("train", dataset.labels["id"]), ("test", dataset.test_ids))

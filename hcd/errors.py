@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class InputTypeError(InputError, TypeError):
     """A value of the wrong type, which a user can mend like any other."""
+
+
+class Diverged(InputError):
+    """A training whose loss is no number any more: going on with it mends nothing."""

@@ -1,6 +1,7 @@
 """Accuracy, ROC and AUC from predicted probabilities."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import auc, roc_curve
@@ -20,7 +21,7 @@ class Score:
     thresholds: np.ndarray
 
 
-def score_predictions(probabilities, labels):
+def score_predictions(probabilities: Any, labels: Any) -> Score:
     """Score predicted class probabilities against the true labels.
 
     Args:

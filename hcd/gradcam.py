@@ -12,6 +12,7 @@ from fastai.data_block import EmptyLabelList
 from fastai.vision import image2np
 from torch import nn
 
+from .engine.compat import Learner
 from .engine.given import class_names, require_learner, require_same_place, unwrapped
 from .errors import InputError
 
@@ -89,7 +90,7 @@ def grad_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor
     return (acts * weights[:, None, None]).mean(0)
 
 
-def get_heatmap(learner: Any, valid_index: int) -> tuple[np.ndarray, np.ndarray]:
+def get_heatmap(learner: Learner, valid_index: int) -> tuple[np.ndarray, np.ndarray]:
     """Compute the heatmap of one validation patch for its true class.
 
     Args:

@@ -6,16 +6,18 @@ import torch
 from fastai.metrics import accuracy
 from fastai.torch_core import apply_init
 from fastai.train import ShowGraph
-from fastai.vision.learner import cnn_config, create_cnn_model
+from fastai.vision.learner import cnn_config, create_cnn_model, model_meta
 from torch import nn
 
-from .engine.compat import Learner, find_arch, require_weights, with_pretrained_flag
+from .disk.whole import StrPath
+from .engine.compat import DataBunch, Learner, find_arch, require_weights, with_pretrained_flag
 from .engine.device import find_device
 from .engine.fast import FastModel, LossScaler, low_precision
 from .errors import InputError
+from .recipe import Recipe
 
 
-def get_learner(data, recipe, path="."):
+def get_learner(data: DataBunch, recipe: Recipe, path: StrPath = ".") -> Learner:
     """Build a fresh learner: pretrained body, frozen but for its batch norms, and a new head.
 
     Args:
@@ -25,7 +27,8 @@ def get_learner(data, recipe, path="."):
     Returns:
         fastai Learner with accuracy as metric and a live graph of the losses.
     Raises:
-        InputError: unknown architecture. FileNotFoundError: no pretrained weights to be had.
+        InputError: unknown architecture, or one that `save_bundle` could not save.
+            FileNotFoundError: no pretrained weights to be had.
 
     KEPT K4: "frozen" layers still train their batch norms (fastai's train_bn), and weight decay
     still shrinks their biases (DenseNet has none). Without pretrained weights nothing is frozen.
@@ -35,6 +38,7 @@ def get_learner(data, recipe, path="."):
 
     Source: In 16.
     """
+    require_savable(recipe)
     # these lines are fastai's cnn_learner, which would hand `pretrained` to torchvision in the way
     # it no longer takes
     if recipe.pretrained:
@@ -52,7 +56,7 @@ def get_learner(data, recipe, path="."):
     return learner
 
 
-def check_machine(recipe, device=None):
+def check_machine(recipe: Recipe, device: str | torch.device | None = None) -> None:
     """Find out before any work whether this machine can train the recipe and `save_bundle` its
     model.
 
@@ -63,10 +67,30 @@ def check_machine(recipe, device=None):
             FileNotFoundError: no pretrained weights.
     """
     find_device(device)
-    if isinstance(recipe.arch, str):
-        build_shapes(recipe)
+    require_savable(recipe)
     if recipe.pretrained:
         require_weights(find_arch(recipe.arch))
+
+
+def require_savable(recipe) -> None:
+    """Require an architecture whose model `save_bundle` can save, before it is trained.
+
+    Your own function passes where fastai's `model_meta` has an entry for it: whoever tells fastai
+    where to cut and split it has been told here that no card can name it.
+
+    Raises:
+        InputError: your own function without such an entry, or as `build_shapes`.
+    """
+    if isinstance(recipe.arch, str):
+        build_shapes(recipe)
+        return
+    if recipe.arch not in model_meta:
+        name = getattr(recipe.arch, "__qualname__", repr(recipe.arch))
+        raise InputError(
+            f"arch={name} is no model of torchvision, so no card can name it and save_bundle could"
+            " not save it; give a torchvision model's name, or to train without save_bundle add"
+            " your own to fastai.vision.learner.model_meta first"
+        )
 
 
 def build_model(recipe, n_classes=2):

@@ -8,6 +8,7 @@ import torch
 from fastai.basic_data import DatasetType
 from fastai.data_block import EmptyLabelList
 from fastai.layers import LabelSmoothingCrossEntropy
+from fastai.train import ClassificationInterpretation
 from fastai.vision import image2np
 from matplotlib.figure import Figure
 from torch.utils.data import RandomSampler
@@ -20,7 +21,9 @@ from .plots import Cell, plot_patch_grid
 CLASSES = ("Negative", "Tumour")
 
 
-def choose_patches(interp: Any, count: int = 4, rng: Any = random) -> list:
+def choose_patches(
+    interp: ClassificationInterpretation, count: int = 4, rng: Any = random
+) -> list[tuple[str, list[int]]]:
     """Choose patches at random, with the largest and with the smallest losses.
 
     Args:
@@ -51,8 +54,8 @@ def choose_patches(interp: Any, count: int = 4, rng: Any = random) -> list:
 
 
 def plot_overview(
-    interp: Any,
-    classes: Sequence | None = None,
+    interp: ClassificationInterpretation,
+    classes: Sequence[str] | None = None,
     rng: Any = random,
     ds_type: DatasetType | None = None,
 ) -> Figure:
@@ -84,8 +87,8 @@ def plot_overview(
 
 
 def plot_heatmap_overview(
-    interp: Any,
-    classes: Sequence | None = None,
+    interp: ClassificationInterpretation,
+    classes: Sequence[str] | None = None,
     rng: Any = random,
     ds_type: DatasetType | None = None,
 ) -> Figure:

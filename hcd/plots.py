@@ -6,12 +6,14 @@ uint8 or float in [0, 1].
 """
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -32,7 +34,9 @@ class Cell:
     heatmap: Any = None
 
 
-def plot_patches(negatives, positives, title, centre_box=False):
+def plot_patches(
+    negatives: Sequence, positives: Sequence, title: str, centre_box: bool = False
+) -> Figure:
     """Draw up to five negative patches above up to five tumour patches.
 
     Args: negatives, positives: images; title: str; centre_box: outline the centre 32 x 32 px in
@@ -74,7 +78,7 @@ def plot_patches(negatives, positives, title, centre_box=False):
     return figure
 
 
-def plot_draws(images, title):
+def plot_draws(images: Sequence, title: str) -> Figure:
     """Draw several augmented draws of one patch side by side.
 
     Args: images: at least one image; title: str.
@@ -88,7 +92,7 @@ def plot_draws(images, title):
     ]
 
 
-def plot_outliers(dark, bright, most=6):
+def plot_outliers(dark: Sequence[tuple], bright: Sequence[tuple], most: int = 6) -> Figure:
     """Draw the patches that are almost black or almost white.
 
     Args: dark, bright: lists, perhaps empty, of (id, label, image); most: how many of each are
@@ -127,7 +131,7 @@ def plot_outliers(dark, bright, most=6):
     )[0]
 
 
-def plot_sweep(curves):
+def plot_sweep(curves: Sequence) -> Figure:
     """Draw the learning-rate sweeps of several weight decays into one plot, its limits taken from
     the curves.
 
@@ -189,7 +193,11 @@ def plot_patch_grid(rows, title):
     return _draw_rows(rows, 4, (14, 3.3 * len(rows) + 1), title, horizontal=True, fontsize=11)[0]
 
 
-def plot_roc(false_positive_rate, true_positive_rate, auc):
+def plot_roc(
+    false_positive_rate: Sequence[float] | np.ndarray,
+    true_positive_rate: Sequence[float] | np.ndarray,
+    auc: float,
+) -> Figure:
     """Draw the receiver operating characteristic above the diagonal of chance.
 
     Args: false_positive_rate, true_positive_rate: (T,) floats in [0, 1], one a threshold; auc: area
@@ -224,7 +232,7 @@ def plot_roc(false_positive_rate, true_positive_rate, auc):
     return figure
 
 
-def plot_prediction(image, label, probability):
+def plot_prediction(image: Any, label: str, probability: float) -> Figure:
     """Draw one patch under what the model says about it.
 
     Args: image: one image; label: name of the predicted class; probability: of tumour, in [0, 1].

@@ -1,8 +1,8 @@
 """Averaged augmented predictions and the submission file."""
 
 import random
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,8 @@ from fastai.basic_data import DeviceDataLoader
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from .disk.whole import whole_write
-from .engine.compat import DataLoader
+from .disk.whole import StrPath, whole_write
+from .engine.compat import DataLoader, Learner
 from .engine.given import (
     class_names,
     probabilities_of,
@@ -25,12 +25,15 @@ from .engine.given import (
 )
 from .errors import InputError
 from .reader import apply_draw, draw_augmentation, read_patch
-from .runs.checkpoint import weights_digest
-
-SECONDS_BETWEEN_SAVES = 30
+from .runs.checkpoint import Checkpoints, NoCheckpoints, weights_digest
 
 
-def predict_tta(learner, passes=12, progress=True, checkpoints=None):
+def predict_tta(
+    learner: Learner,
+    passes: int = 12,
+    progress: bool = True,
+    checkpoints: Checkpoints | None = None,
+) -> np.ndarray:
     """Predict the test set several times, each time with fresh augmentation, and average (test-time
     augmentation).
 
@@ -58,17 +61,45 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
         raise InputError("the learner's databunch has no test set; build it with make_databunch")
     require_crops(learner.data.test_ds, "the test set")
     classes, activation = class_names(learner.data), probabilities_of(learner)
-    call = {"passes": passes, "weights": weights_digest(learner.model)} if checkpoints else None
-    kept = checkpoints.load("tta", call, learner.data) if checkpoints else None
-    means = []
-    if kept:
-        with checkpoints.reading("tta"):
-            random.setstate(kept["random"])
-            means = [kept["means"].reshape(-1, len(classes)).double()]
-    before = random.getstate()
+    step = (checkpoints or NoCheckpoints()).step(
+        "tta",
+        learner.data,
+        lambda: {"passes": passes, "weights": weights_digest(learner.model)},
+        redraws=True,
+    )
+    done = step.load(lambda kept: kept["means"].reshape(-1, len(classes)).double())
+    means = [] if done is None else [done]
     crops = DrawnCrops(learner.data.test_ds, passes)
-    waiting = Subset(crops, range(len(means[0]) if means else 0, len(crops)))
-    # as many crops at a time as training takes; each loader item is one patch with all its passes
+    waiting = Subset(crops, range(0 if done is None else len(done), len(crops)))
+    learner.model.eval()
+    bar = tqdm(
+        total=len(crops),
+        initial=len(crops) - len(waiting),
+        desc=f"{passes} averaged passes",
+        disable=not progress,
+    )
+    with torch.no_grad(), bar:
+        for images, _ in _loader(waiting, passes, test_dl):
+            probabilities = _predict(learner.model, images, classes, activation)
+            means.append(probabilities.reshape(-1, passes, len(classes)).mean(1).cpu())
+            bar.update(len(means[-1]))
+            step.save_now_and_then(lambda: {"means": torch.cat(means)})
+    step.tell(f"{len(crops)} test patches predicted {passes} times")
+    return torch.cat(means).numpy()
+
+
+def _predict(model, images, classes, activation):
+    """Return a batch's float64 probabilities, (crops, classes)."""
+    require_same_place(model, images)
+    outputs = model(images)
+    require_width(outputs.shape[1], classes)
+    probabilities = activation(outputs.float())
+    require_probabilities(probabilities, "the averaged predictions", sums=False)
+    return probabilities.double()
+
+
+def _loader(waiting, passes, test_dl):
+    """Return a loader of all crops of a few patches at a time, as many crops as training takes."""
     loader = DataLoader(
         waiting,
         batch_size=max(1, test_dl.batch_size // passes),
@@ -77,29 +108,7 @@ def predict_tta(learner, passes=12, progress=True, checkpoints=None):
         pin_memory=test_dl.pin_memory,
         generator=torch.Generator(),
     )
-    learner.model.eval()
-    saved = time.monotonic()
-    with (
-        torch.no_grad(),
-        tqdm(
-            total=len(crops),
-            initial=len(crops) - len(waiting),
-            desc=f"{passes} averaged passes",
-            disable=not progress,
-        ) as bar,
-    ):
-        for batch in DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join):
-            require_same_place(learner.model, batch[0])
-            outputs = learner.model(batch[0])
-            require_width(outputs.shape[1], classes)
-            probabilities = activation(outputs.float())
-            require_probabilities(probabilities, "the averaged predictions", sums=False)
-            means.append(probabilities.reshape(-1, passes, len(classes)).double().mean(1).cpu())
-            bar.update(len(means[-1]))
-            if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                checkpoints.save("tta", call, learner.data, means=torch.cat(means), random=before)
-                saved = time.monotonic()
-    return torch.cat(means).numpy()
+    return DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join)
 
 
 class DrawnCrops(Dataset):
@@ -129,7 +138,9 @@ def _join(items):
     return torch.cat(items), torch.zeros(0)
 
 
-def write_submission(path, dataset, learner, probabilities):
+def write_submission(
+    path: StrPath, dataset: Dataset, learner: Learner, probabilities: Any
+) -> pd.DataFrame:
     """Write the tumour probabilities in the order of sample_submission.csv.
 
     Args:

@@ -2,17 +2,18 @@
 
 import random
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
 
-from .disk.images import MOST_PIXELS, claimed_size, decode_image, read_content
+from .disk.images import MOST_PIXELS, claimed_size, decode_image, other_kind, read_content
 from .disk.tiff import plain_rgb
 from .errors import InputError
 from .recipe import Recipe
 
 
-def read_image(path):
+def read_image(path: Any) -> np.ndarray:
     """Read one image file.
 
     Args:
@@ -43,6 +44,12 @@ def read_image(path):
             raise InputError(
                 f"{path} claims {width} x {height} px; at most {MOST_PIXELS} px are decoded,"
                 " restore it from the data set"
+            )
+        kind = other_kind(content)
+        if kind:
+            raise InputError(
+                f"{path} is a {kind} image, and a patch is plain 8-bit RGB; convert it, for"
+                " example with Pillow's Image.open(...).convert('RGB').save(...)"
             )
         raise InputError(
             f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or no"
@@ -75,7 +82,9 @@ def read_patch(path, recipe=Recipe()):
     return image
 
 
-def read_cropped_image(path, augmentations=True, recipe=Recipe(), rng=random):
+def read_cropped_image(
+    path: Any, augmentations: bool = True, recipe: Recipe = Recipe(), rng: Any = random
+) -> np.ndarray:
     """Read one patch and return one random augmented crop of it.
 
     Args:

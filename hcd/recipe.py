@@ -1,7 +1,10 @@
 """Every number of the walkthrough in one frozen record."""
 
+import inspect
+import re
 import sys
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from .corners import corner_depth, require_shallow_corners
 from .errors import InputError, InputTypeError
@@ -16,10 +19,34 @@ def _require(ok, text):
 class Recipe:
     """Hold the walkthrough's values; change one with `dataclasses.replace` or a keyword.
 
-    Pixels count from the patch's own edge, angles are degrees, brightness and contrast are percent,
-    learning rates and weight decays are fastai's. `arch` is a name in `torchvision.models` or a
-    callable `arch(pretrained=...)`. `rng_seed=None` leaves every generator as it is, as the
-    walkthrough does. `fast=True` computes in 16 bits, see `hcd.fast`.
+    Attributes:
+        original_size: side of a patch, in px.
+        crop_size: side of the crop that the network sees, in px.
+        max_rotation: largest turn either way, in degrees; 0 is off.
+        max_shift: largest shift in each direction, in px; 0 is off.
+        max_brightness: largest change of brightness, in percent; 0 is off.
+        max_contrast: largest change of contrast, in percent; 0 is off.
+        quarter_turns: turn by 90 degrees either way too.
+        flips: mirror the crop, left to right and upside down.
+        valid_fraction: share of the labelled patches that is set aside for validation.
+        batch_size: patches a training step.
+        arch: name of a torchvision model, or a callable `arch(pretrained=...)`; torchvision's own
+            functions, as the walkthrough gives one, are kept by their name.
+        pretrained: begin with ImageNet's weights, the body frozen in stage 1.
+        head_dropout: dropout before the last layer; half of it before the one above.
+        mean: what is taken off R, G and B, on the scale from 0 to 1.
+        std: what R, G and B are divided by after that.
+        sweep_weight_decays: weight decays to run a learning-rate range test for.
+        sweep_iterations: batches of each range test.
+        weight_decay: of stage 1.
+        head_epochs: epochs of stage 1, which trains the head.
+        head_max_lr: highest learning rate of stage 1.
+        finetune_epochs: epochs of stage 2, which trains everything.
+        finetune_max_lr: highest learning rates of stage 2, of the first and of the last layers.
+        tta_passes: augmented predictions to average for each test patch.
+        rng_seed: makes a run repeatable; without it every generator stays as it is, as in the
+            walkthrough.
+        fast: train and predict in 16 bits.
 
     Raises:
         InputError: a value outside its range; InputTypeError: a value of the wrong type.
@@ -37,7 +64,7 @@ class Recipe:
     flips: bool = True
     valid_fraction: float = 0.1
     batch_size: int = 128
-    arch: object = "densenet169"
+    arch: Any = "densenet169"
     pretrained: bool = True
     head_dropout: float = 0.5
     mean: tuple = (0.702447, 0.546243, 0.696453)
@@ -50,10 +77,11 @@ class Recipe:
     finetune_epochs: int = 12
     finetune_max_lr: tuple = (4e-5, 4e-4)
     tta_passes: int = 12
-    rng_seed: int = None
+    rng_seed: int | None = None
     fast: bool = False
 
     def __post_init__(self):
+        object.__setattr__(self, "arch", _named(self.arch))
         for field in fields(self):
             # as JSON and notebook parameters write a tuple
             if isinstance(getattr(self, field.name), list):
@@ -68,7 +96,7 @@ class Recipe:
         )
 
     @classmethod
-    def sample(cls, **changes):
+    def sample(cls, **changes: Any) -> "Recipe":
         """Return the recipe of the embedded synthetic sample: small, from scratch, minutes on a
         CPU."""
         small = dict(
@@ -86,7 +114,31 @@ class Recipe:
         )
         return cls(**{**small, **changes})
 
-    def plain(self):
+    @classmethod
+    def from_stored(cls, values: dict) -> "Recipe":
+        """Return the recipe that a card, a checkpoint or a run's record holds.
+
+        Args:
+            values: dict of fields. One that is not there, for the file was written before the field
+                existed, takes its default; see tests/golden for files that must load for ever.
+        Raises:
+            InputError: a field that this hcd does not know, or a value out of range.
+        """
+        for name in sorted(set(values) - {field.name for field in fields(cls)}):
+            raise InputError(
+                f"recipe field {name[:60]!r} is unknown; restore the file or install the hcd that "
+                "wrote it"
+            )
+        return cls(**values)
+
+    @classmethod
+    def meanings(cls) -> dict[str, str]:
+        """Return what each field means, from the lines above, for the command line's help."""
+        attributes = (cls.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
+        found = re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", attributes, re.MULTILINE)
+        return {name: " ".join(text.split()) for name, text in found}
+
+    def plain(self) -> "Recipe":
         """Return the same recipe with every augmentation off: the reader then returns the centre
         crop alone."""
         return replace(
@@ -100,12 +152,12 @@ class Recipe:
         )
 
     @property
-    def margin(self):
+    def margin(self) -> int:
         """Pixels between the patch's edge and the centre crop, before rotation and shift."""
         return (self.original_size - self.crop_size) // 2
 
     @property
-    def corner_depth(self):
+    def corner_depth(self) -> float:
         """How many px of a black corner a crop can show at most, see `corners.corner_depth`; 0.0
         for none."""
         return corner_depth(
@@ -216,6 +268,15 @@ class Recipe:
             f"finetune_max_lr={self.finetune_max_lr} must be (lowest, highest) with 0 < lowest <="
             " highest",
         )
+
+
+def _named(arch):
+    """Return the name of a torchvision function, so that it stands on cards and compares equal to
+    its name; anything else as it is."""
+    models = sys.modules.get("torchvision.models")  # whoever has its function has loaded it
+    name = getattr(arch, "__name__", None)
+    known = inspect.isfunction(arch) and getattr(models, str(name), None) is arch
+    return name if known else arch
 
 
 def _is_number(value):

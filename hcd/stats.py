@@ -1,6 +1,7 @@
 """Channel mean and standard deviation, too dark and too bright patches, in one pass."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,9 @@ class ChannelStatistics:
     counted: int
 
 
-def channel_statistics(paths, recipe=Recipe(), progress=True):
+def channel_statistics(
+    paths: Sequence, recipe: Recipe = Recipe(), progress: bool = True
+) -> ChannelStatistics:
     """Compute channel statistics over whole, unaugmented patches and list the outliers.
 
     Args:

@@ -1,9 +1,13 @@
 """One learning-rate range test per weight decay."""
 
+import math
 from dataclasses import asdict, dataclass
 
+from .disk.whole import StrPath
+from .engine.compat import DataBunch
 from .learner import get_learner
-from .runs.checkpoint import split_digest
+from .recipe import Recipe
+from .runs.checkpoint import Checkpoints, NoCheckpoints, split_digest
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,9 @@ class Curve:
     losses: list
 
 
-def sweep_weight_decay(data, recipe, path=".", checkpoints=None):
+def sweep_weight_decay(
+    data: DataBunch, recipe: Recipe, path: StrPath = ".", checkpoints: Checkpoints | None = None
+) -> list:
     """Run `lr_find` once for each weight decay of the recipe, each time on a fresh learner.
 
     Args:
@@ -30,23 +36,26 @@ def sweep_weight_decay(data, recipe, path=".", checkpoints=None):
 
     Source: In 17.
     """
-    curves, call = [], {"split": split_digest(data)} if checkpoints else None
+    curves, count = [], len(recipe.sweep_weight_decays)
     for number, weight_decay in enumerate(recipe.sweep_weight_decays):
-        kept = checkpoints.load(f"sweep{number}", call, data) if checkpoints else None
-        if kept:
-            with checkpoints.reading(f"sweep{number}"):
-                curves.append(Curve(**kept["curve"]))
-            continue
-        learner = get_learner(data, recipe, path)
-        learner.lr_find(wd=weight_decay, num_it=recipe.sweep_iterations)
-        recorder = learner.recorder
-        curves.append(
-            Curve(
-                weight_decay,
-                [float(lr) for lr in recorder.lrs],
-                [float(loss) for loss in recorder.losses],
-            )
+        step = (checkpoints or NoCheckpoints()).step(
+            f"sweep{number}", data, lambda: {"split": split_digest(data)}
         )
-        if checkpoints:
-            checkpoints.save(f"sweep{number}", call, data, curve=asdict(curves[-1]))
+        curve = step.load(lambda kept: Curve(**kept["curve"]))
+        if curve is None:
+            curve = _range_test(data, recipe, path, weight_decay)
+            step.save(curve=asdict(curve))
+            least = min(filter(math.isfinite, curve.losses), default=math.nan)
+            step.tell(
+                f"weight decay {weight_decay:g} ({number + 1} of {count}): least loss {least:.2f}"
+            )
+        curves.append(curve)
     return curves
+
+
+def _range_test(data, recipe, path, weight_decay) -> Curve:
+    learner = get_learner(data, recipe, path)
+    learner.lr_find(wd=weight_decay, num_it=recipe.sweep_iterations)
+    recorder = learner.recorder
+    lrs, losses = ([float(value) for value in values] for values in (recorder.lrs, recorder.losses))
+    return Curve(weight_decay, lrs, losses)

@@ -75,6 +75,7 @@ def test_start_up_folder_is_a_data_set_of_hard_links(sample, tmp_path, monkeypat
     assert all(Path(path).stat().st_nlink == 1 for path in sample.train_paths)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc"
 )
@@ -93,6 +94,7 @@ def test_the_command_prints_every_row(sample, tmp_path):
     assert sorted(data.rglob("*")) == before
 
 
+@pytest.mark.long
 def test_the_auc_command_trains_both_ways_and_prints_each_auc(sample, capsys):
     auc.main(
         [

@@ -12,18 +12,24 @@ from dataclasses import fields
 from pathlib import Path
 
 import cv2
+import nbformat
 import numpy as np
 import papermill
 import pytest
 import torch
+from conftest import CHECKOUT
 from nbclient.exceptions import DeadKernelError
 from PIL import Image
 
-from hcd import Recipe, cli, load_bundle, predict_image, read_image, save_bundle
+from hcd import Recipe, load_bundle, predict_image, read_image, save_bundle
+from hcd import run as run_module
 from hcd.cli import main
+from hcd.dataset import packer
 from hcd.errors import InputError
+from hcd.runs import events
 
 METRICS = {
+    "final_model": "resnet18_stage2",
     "data_fingerprint": "abc",
     "valid_accuracy": 0.91234,
     "valid_auc": 0.98765,
@@ -48,12 +54,13 @@ def notebook(monkeypatch, tmp_path):
 
     def run_notebook(output, parameters):
         Notebook.calls.append((output, parameters))
-        (output / "walkthrough.ipynb").write_text('{"cells": []}')
+        cell = nbformat.v4.new_code_cell("...", metadata={"hcd": {"cell": 19}}, execution_count=7)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), output / "walkthrough.ipynb")
         if Notebook.error:
             raise Notebook.error
         (output / "metrics.json").write_text(json.dumps(METRICS))
 
-    monkeypatch.setattr(cli, "run_notebook", run_notebook)
+    monkeypatch.setattr(run_module, "run_notebook", run_notebook)
     monkeypatch.chdir(tmp_path)
     return Notebook
 
@@ -308,13 +315,13 @@ def test_wrong_settings_start_nothing(notebook, sample, tmp_path, capfd):
         capfd, ["run", "--arch", "vit_b_16"], "arch='vit_b_16' cannot be made into body and head"
     )
     refused(capfd, ["run", "--device", "abacus"], "device='abacus' cannot be used here")
-    refused(capfd, ["run", "--workers", "-1"], "--workers -1 is no count; give 0 or more")
+    refused(capfd, ["run", "--workers", "-1"], "--workers -1 is no count; give 0 to 256")
     (tmp_path / "file").touch()
     refused(capfd, ["run", "--output", "file"], "file is a file; name a folder")
     earlier = tmp_path / "earlier"
     earlier.mkdir()
     (earlier / "metrics.json").write_text("{}")
-    refused(capfd, ["run", "--output", "earlier"], "earlier holds an earlier run (metrics.json)")
+    refused(capfd, ["run", "--output", "earlier"], "earlier holds metrics.json, which a run writes")
     assert (earlier / "metrics.json").read_text() == "{}"
     assert notebook.calls == []
     # no folder for a run that never was
@@ -390,9 +397,11 @@ def test_settings_that_the_notebook_turns_down(notebook, tmp_path, capfd):
     notebook.error = InputError("patch 7 is\nunreadable; restore it")
     refused(capfd, ["run"], "hcd: patch 7 is unreadable; restore it")
     assert list((tmp_path / "outputs").iterdir()) == []  # its folder holds nothing of worth
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
     refused(capfd, ["run", "--output", "mine"], "unreadable")
-    # a folder that was named is left alone
-    assert (tmp_path / "mine" / "walkthrough.ipynb").exists()
+    # a folder that was named is as it was
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
 
 
 def test_cell_that_fails_later(notebook, tmp_path, capfd):
@@ -402,10 +411,82 @@ def test_cell_that_fails_later(notebook, tmp_path, capfd):
     assert main(["run", "--output", "out"]) == 1
     err = capfd.readouterr().err
     assert (
-        err.startswith("hcd: In [19] failed with RuntimeError: out of memory;")
+        err.startswith("hcd: In 19 failed with RuntimeError: out of memory;")
         and str(tmp_path / "out") in err
     )
     assert err.count("\n") == 1
+    assert "go on with: hcd run --resume out" in err
+
+
+def test_a_training_that_diverged_is_not_offered_to_go_on(notebook, tmp_path, capfd, monkeypatch):
+    def fail(output, parameters):
+        events.append(output, "failed", mendable=True, final=True, text="stage1 diverged; stop")
+        raise papermill.PapermillExecutionError(3, 7, "", "Diverged", "stage1 diverged", [])
+
+    monkeypatch.setattr(run_module, "run_notebook", fail)
+    assert main(["run", "--output", "out"]) == 1
+    assert capfd.readouterr().err == "hcd: stage1 diverged; stop\n"
+
+
+@pytest.mark.parametrize("flag", ["--data", "--output", "--resume"])
+def test_an_empty_argument_is_no_wish_for_something_else(notebook, flag, capfd):
+    refused(capfd, ["run", flag, ""], f'{flag} "" names nothing')
+    assert not notebook.calls and not Path("outputs").exists()
+
+
+def test_a_run_goes_neither_into_its_data_nor_into_its_template(notebook, copy_of_sample, capfd):
+    options = ["run", "--no-pretrained", "--arch", "squeezenet1_1"]
+    before = sorted(copy_of_sample.rglob("*"))
+    refused(capfd, [*options, "--data", copy_of_sample, "--output", copy_of_sample], "the data")
+    refused(capfd, [*options, "--output", CHECKOUT / "notebooks"], "the walkthrough itself")
+    assert sorted(copy_of_sample.rglob("*")) == before and not notebook.calls
+
+
+def test_a_bug_is_told_as_one(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr("hcd.dataset.check.check_dataset", lambda data: None + 1)
+    assert main(["check", str(tmp_path)]) == 1
+    err = capfd.readouterr().err
+    assert "Traceback" in err and "unsupported operand" in err
+    assert err.splitlines()[-1].startswith("hcd: this is a fault of hcd 0") and "report" in err
+
+
+LIGHT = """
+import sys
+from hcd.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+heavy = {"torch", "fastai", "papermill", "pandas", "cv2", "numpy"} & set(sys.modules)
+print("heavy:", *sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments, allowed",
+    [
+        (["--help"], ""),
+        (["--version"], ""),
+        (["run", "--help"], ""),
+        (["run", "--batch-size", "many"], ""),
+        (["nothing"], ""),
+        (["check", "nowhere"], "cv2 numpy pandas"),
+    ],
+)
+def test_help_and_check_wait_for_no_library(arguments, allowed):
+    command = [sys.executable, "-c", LIGHT, *arguments]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].split()[1:] == allowed.split()
+
+
+def test_help_says_what_each_field_means(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    meanings = Recipe.meanings()
+    assert set(meanings) == {field.name for field in fields(Recipe)}
+    for name, meaning in meanings.items():
+        assert f"--{name.replace('_', '-')}" in page and meaning.rstrip(".") in page
 
 
 def test_full_disk_says_how_to_go_on(notebook, capfd):
@@ -508,7 +589,7 @@ def test_resume_of_another_recipe_another_folder_or_none(notebook, sample, tmp_p
     refused(
         capfd,
         ["run", "--output", "out"],
-        "holds an earlier run (checkpoints)",
+        "out holds walkthrough.ipynb, which a run writes",
         f"hcd run --resume {Path('out')}",
     )
 
@@ -600,6 +681,6 @@ def test_pack_of_wrong_input_and_ctrl_c(copy_of_sample, tmp_path, capfd, monkeyp
     def interrupted(*_):
         raise KeyboardInterrupt("stopped; 5 of 72 patches are packed")
 
-    monkeypatch.setattr(cli, "pack_dataset", interrupted)
+    monkeypatch.setattr(packer, "pack_dataset", interrupted)
     assert main(["pack", str(copy_of_sample)]) == 130
     assert capfd.readouterr().err == "hcd: stopped; 5 of 72 patches are packed\n"

@@ -30,6 +30,7 @@ from hcd.disk.images import MOST_BYTES, claimed_size, decode_image
 from hcd.runs.notebook import _WholeFiles
 from hcd.runs.record import start_record
 
+pytestmark = pytest.mark.hostile
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = settings(
     deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]

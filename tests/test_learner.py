@@ -1,16 +1,20 @@
 """The learner is fastai's cnn_learner: cut, head, groups, what is frozen; and it is refused before
 it could fail."""
 
+import random
 from dataclasses import replace
+from functools import partial
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from fastai.vision.learner import model_meta
 from torch import nn
 
 from hcd import Learner, Recipe, check_machine, get_learner, make_databunch, set_rng_seed
-from hcd.learner import ShowGraph, accuracy, build_model, build_shapes
+from hcd.learner import ShowGraph, accuracy, build_model, build_shapes, require_savable
 
 
 def tiny_arch(pretrained=False):
@@ -31,6 +35,9 @@ def tiny_arch(pretrained=False):
         for layer in (model[0], model[3]):
             nn.init.constant_(layer.weight, 0.25)
     return model
+
+
+model_meta[tiny_arch] = {"cut": None, "split": lambda model: (model[1],)}  # of no card's
 
 
 @pytest.fixture
@@ -129,6 +136,33 @@ def test_without_pretrained_weights_nothing_is_frozen(learner, tiny_learner):
 def test_pretrained_reaches_a_callable(tiny_learner):
     assert (tiny_learner(pretrained=True).model[0][0].weight == 0.25).all()
     assert not (tiny_learner(pretrained=False).model[0][0].weight == 0.25).any()
+
+
+def test_what_cannot_be_saved_is_refused_before_it_is_built(
+    databunch, small_recipe, tmp_path, refused
+):
+    def own(pretrained):
+        raise AssertionError("built")
+
+    for arch, rule in (
+        (own, "no card can name it"),
+        (lambda pretrained: own(pretrained), "no card can name it"),
+        (partial(torchvision.models.resnet18, progress=False), "no card can name it"),
+        ("regnet_y_400mf", "cannot be made into body and head"),
+        (torchvision.models.regnet_y_400mf, "'regnet_y_400mf' cannot be made into"),
+    ):
+        with refused(ValueError, rule):
+            get_learner(databunch, replace(small_recipe, arch=arch), tmp_path)
+        with refused(ValueError, rule):
+            check_machine(replace(small_recipe, arch=arch), "cpu")
+
+
+def test_the_check_draws_nothing(small_recipe):
+    set_rng_seed(5)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    require_savable(small_recipe)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
 
 
 def test_name_and_callable_build_the_same(databunch, small_recipe, learner, tmp_path):

@@ -4,7 +4,9 @@ with."""
 import json
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 
+import fastai.vision
 import pytest
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,6 +112,17 @@ def test_arch_may_be_callable():
         return None
 
     assert Recipe(arch=arch).arch is arch
+
+
+def test_a_torchvision_function_is_its_name():
+    recipe = Recipe(arch=torchvision.models.resnet18)
+    assert recipe == Recipe(arch="resnet18") and recipe.arch == "resnet18"
+    assert Recipe(arch=fastai.vision.models.densenet169) == Recipe()
+
+    def resnet18(pretrained):
+        return None
+
+    assert Recipe(arch=resnet18).arch is resnet18  # of the same name, and another function
 
 
 @settings(deadline=None, max_examples=100)

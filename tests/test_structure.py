@@ -2,6 +2,7 @@
 within ranges."""
 
 import ast
+import inspect
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import hcd
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+CELLS = (ROOT / "notebooks/README.md").read_text("utf-8")
 NOTEBOOK = json.loads((ROOT / "notebooks/walkthrough.ipynb").read_text("utf-8"))
 DESIGN_NAMES = [
     "Recipe",
@@ -50,7 +52,7 @@ ORDER = [
     "dataset export sweep",
     "data",
     "deploy evidence",
-    "walkthrough",
+    "walkthrough run",
     "cli",
 ]
 FREE = ["evaluate", "gradcam", "overview", "plots"]  # of all but what they need
@@ -119,6 +121,36 @@ def test_public_names():
     assert sorted(hcd.__all__) == sorted(set(hcd.__all__))
 
 
+def test_editors_see_every_public_name():
+    stub = ast.parse((ROOT / "hcd/__init__.pyi").read_text("utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
+    assert seen == {name: (module, name) for name, module in hcd._HOMES.items()}
+
+
+def public_functions():
+    for name in hcd.__all__:
+        value = getattr(hcd, name)
+        if inspect.isfunction(value):
+            yield name, value
+        for inner, part in vars(value).items() if inspect.isclass(value) else ():
+            if inspect.isfunction(part) and not inner.startswith("_"):
+                yield f"{name}.{inner}", part
+
+
+@pytest.mark.parametrize(
+    "name, function", [pytest.param(*pair, id=pair[0]) for pair in public_functions()]
+)
+def test_public_functions_are_typed(name, function):
+    signature = inspect.signature(function)
+    untyped = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.annotation is parameter.empty and parameter.name != "self"
+    ]
+    assert not untyped and signature.return_annotation is not signature.empty
+
+
 def test_walkthrough_functions_name_their_cell():
     for name in DESIGN_NAMES:
         if name not in ("make_sample", "Recipe"):
@@ -136,14 +168,14 @@ def test_deviation_tags_and_readme_rows_agree():
         "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "markdown"
     )
     tagged |= set(re.findall(r"\(([KCR]\d+)\)", prose))
-    rows = re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", CELLS, re.MULTILINE)
     assert {row for row, _ in rows} == tagged
     assert len(rows) == len({row for row, _ in rows})
 
 
 def test_every_deviation_row_names_a_test_that_exists():
     tests = {path.name: path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
-    for row, cells in re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", README, re.MULTILINE):
+    for row, cells in re.findall(r"^\| ([KCR]\d+) \|(.*)\|$", CELLS, re.MULTILINE):
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells)
         assert named, f"{row} names no test"
         for file, test in named:
@@ -152,7 +184,7 @@ def test_every_deviation_row_names_a_test_that_exists():
 
 def test_cell_table_covers_every_cell():
     cells = set()
-    for numbers in re.findall(r"^\| ([\d, -]+) \| ", README, re.MULTILINE):
+    for numbers in re.findall(r"^\| ([\d, -]+) \| ", CELLS, re.MULTILINE):
         for part in numbers.split(", "):
             first, last = (part.split("-") * 2)[:2]
             cells |= set(range(int(first), int(last) + 1))
@@ -193,7 +225,56 @@ def test_no_line_of_the_walkthrough_was_copied(shared):
     (source,) = shared.joinpath("seeds").glob("*.txt")
     lines = {" ".join(line.split()) for line in source.read_text("utf-8").splitlines()}
     lines = {line for line in lines if len(line) > 60}
-    ours = [path.read_text("utf-8") for path in (ROOT / "hcd").rglob("*.py")] + [README]
+    ours = [path.read_text("utf-8") for path in (ROOT / "hcd").rglob("*.py")]
+    ours += [
+        path.read_text("utf-8") for path in ROOT.rglob("README.md") if ".venv" not in str(path)
+    ]
     ours += ["".join(cell["source"]) for cell in NOTEBOOK["cells"]]
     mine = {" ".join(line.split()) for text in ours for line in text.splitlines()}
     assert not mine & lines
+
+
+def test_readme_is_a_door():
+    lines = README.splitlines()
+    assert len(lines) <= 110
+    assert max(map(len, lines)) <= 160
+    (picture,) = re.findall(r"!\[.+\]\((.+)\)", README)
+    assert (ROOT / picture).stat().st_size < 300_000
+    assert f"`python notebooks/picture.py {picture}`" in README
+
+
+PAGES = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not {".venv", "outputs"} & set(path.relative_to(ROOT).parts)
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if target.startswith(("http:", "https:")):
+            continue
+        file, _, heading = target.partition("#")
+        path = page.parent / file if file else page
+        assert path.exists(), target
+        titles = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE) if heading else []
+        slugs = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+        assert not heading or heading in slugs, target
+
+
+def test_every_public_name_has_its_line():
+    page = (ROOT / "hcd/README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| `(.+)\.py` \|$", page, re.MULTILINE)
+    assert dict(rows) == {name: home.replace(".", "/") for name, home in hcd._HOMES.items()}
+    assert len(rows) == len(hcd.__all__)
+
+
+def test_the_ten_lines_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    (lines,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    assert len(lines.splitlines()) <= 14
+    monkeypatch.chdir(tmp_path)
+    small = "hcd.Recipe.sample(head_epochs=1, tta_passes=2, arch='squeezenet1_1', batch_size=8)"
+    smaller = lines.replace("hcd.Recipe.sample()", small).replace("train=240", "train=40")
+    exec(compile(smaller, "README.md", "exec"), {})
+    assert (tmp_path / "submission.csv").is_file() and (tmp_path / "model/card.json").is_file()

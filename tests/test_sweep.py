@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fastai.vision.learner import model_meta
 from torch import nn
 
 from hcd import get_learner, set_rng_seed, sweep, sweep_weight_decay
@@ -15,6 +16,9 @@ def tiny_arch(pretrained=False):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
     )
+
+
+model_meta[tiny_arch] = {"cut": None, "split": lambda model: (model[1],)}
 
 
 @pytest.fixture

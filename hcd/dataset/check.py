@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..disk.images import decode_image, read_content
 from ..disk.parallel import map_patches
+from ..disk.whole import StrPath
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
@@ -56,11 +57,11 @@ class CheckReport:
         such patches."""
         return not any(self.findings.values())
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
         """Return everything as a dict that JSON can hold."""
         return {"clean": self.clean, **asdict(self)}
 
-    def text(self, examples=3):
+    def text(self, examples: int = 3) -> str:
         """Return lines for people: the counts, then for each kind its number and first examples,
         then the verdict."""
         lines = [
@@ -83,7 +84,7 @@ class CheckReport:
         )
 
 
-def check_dataset(root, recipe=Recipe(), progress=True):
+def check_dataset(root: StrPath, recipe: Recipe = Recipe(), progress: bool = True) -> CheckReport:
     """Read every listed file of a data set once, on all cores, and report all that is wrong;
     nothing is changed.
 
@@ -115,7 +116,7 @@ def check_dataset(root, recipe=Recipe(), progress=True):
             f"{root} holds patches in {FOLDER}/ and no files to check; prove them with `hcd pack"
             f" {root}`, or name the folder that they were packed from"
         )
-    notes = {kind: [] for kind in (*FINDINGS, *REMARKS)}
+    notes: dict[str, list] = {kind: [] for kind in (*FINDINGS, *REMARKS)}
     notes["not_checked"] += [f"{FOLDER}: `hcd pack {root}` proves its patches"] * packed
     train, test, answers = _check_tables(root, notes)
     names = [*_match_files(root, "train", train, notes), *_match_files(root, "test", test, notes)]
@@ -172,7 +173,7 @@ def _check_table(path, labelled, notes):
                 f"{path.name}: row {row + 2}, {column} {repr(table[column].iat[row])[:100]} {fault}"
                 for row in np.flatnonzero(rows)
             ]
-    usable = {}
+    usable: dict[str, str] = {}
     for patch_id, label in table[~faults["is no file name"][1]].itertuples(index=False):
         usable[patch_id] = usable.get(patch_id, "") + (
             label if labelled and label in ("0", "1") else ""

@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..disk.parallel import map_patches
+from ..disk.whole import StrPath
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
@@ -35,28 +38,28 @@ class Dataset:
     labels: pd.DataFrame
     test_ids: tuple
     sample_ids: tuple
-    test_labels: pd.DataFrame = None
-    packed: PackedFolder = None
+    test_labels: pd.DataFrame | None = None
+    packed: PackedFolder | None = None
 
-    def without(self, ids):
+    def without(self, ids: Any) -> "Dataset":
         """Return the same data set without some of its labelled patches."""
         return replace(
             self, labels=self.labels[~self.labels["id"].isin(ids)].reset_index(drop=True)
         )
 
-    def locate(self, folder, patch_id):
+    def locate(self, folder: str, patch_id: str) -> Any:
         """Return the file of a patch of "train" or "test", or its `PackedPatch`; cheap, for it is
         called at every read."""
         if self.packed is not None:
             return self.packed.locate(folder, patch_id)
         return f"{self.root}{os.sep}{folder}{os.sep}{patch_id}.tif"
 
-    def train_path(self, patch_id):
+    def train_path(self, patch_id: str) -> Any:
         """Return the file of a labelled patch, a Path, or its `PackedPatch`, which takes a file's
         place in the readers."""
         return self._path("train", patch_id)
 
-    def test_path(self, patch_id):
+    def test_path(self, patch_id: str) -> Any:
         """Return the file of a test patch, a Path, or its `PackedPatch`."""
         return self._path("test", patch_id)
 
@@ -90,7 +93,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def open_dataset(root, packed=None):
+def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
     """Open a data set and check its tables against its files; not every patch is read yet, see
     `verify_patches`.
 
@@ -145,10 +148,15 @@ def open_dataset(root, packed=None):
             f"{answers} does not answer for the ids of sample_submission.csv; correct it or move it"
             " away"
         )
+    if test_labels is not None and test_labels["label"].nunique() < 2:
+        raise InputError(
+            f"{answers} holds only label {test_labels['label'].iloc[0]}, and a ROC curve needs"
+            " both; give answers of both labels or move it away"
+        )
     return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack)
 
 
-def verify_patches(paths, recipe=Recipe(), progress=True):
+def verify_patches(paths: Sequence, recipe: Recipe = Recipe(), progress: bool = True) -> int:
     """Read every patch once and require 8-bit RGB of the recipe's size, and of a packed one the
     very pixels that were packed.
 
@@ -159,23 +167,35 @@ def verify_patches(paths, recipe=Recipe(), progress=True):
     Raises:
         InputError: at least one cannot be used; names the first three and counts all.
     """
+    return len(pixel_digests(paths, recipe, progress))
 
-    def fault(path):
+
+def pixel_digests(paths: Sequence, recipe: Recipe = Recipe(), progress: bool = True) -> np.ndarray:
+    """Verify every patch, see `verify_patches`, and hash its pixels, for a run that is resumed.
+
+    Returns:
+        (N, 20) uint8, the SHA-1 of each patch's RGB bytes in the order of `paths`.
+    Raises:
+        InputError: as `verify_patches`.
+    """
+
+    def digest(path):
         try:
-            read_patch(path, recipe)
+            patch = read_patch(path, recipe)
             if isinstance(path, PackedPatch):
                 path.prove()
         except (InputError, OSError) as error:  # collected, and raised together below
             return str(error)
-        return None
+        return hashlib.sha1(np.ascontiguousarray(patch)).digest()
 
-    faults = [text for text in map_patches(fault, paths, "verifying patches", progress) if text]
+    found = list(map_patches(digest, paths, "verifying patches", progress))
+    faults = [text for text in found if isinstance(text, str)]
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
         raise InputError(
             f"{len(faults)} of {len(paths)} patches cannot be used: {'; '.join(faults[:3])}{more}"
         )
-    return len(paths)
+    return np.frombuffer(b"".join(found), np.uint8).reshape(-1, 20)
 
 
 def visible_files(folder):
@@ -198,6 +218,14 @@ def _match_files(folder, ids, table):
         return
     found, wanted = visible_files(folder), {name.decode() for name in wanted.tolist()}
     missing, extra = sorted(wanted - found), sorted(found - wanted)
+    stems = {Path(name).stem for name in missing}
+    suffixes = sorted({Path(name).suffix for name in found if Path(name).stem in stems})
+    if missing and suffixes:
+        raise FileNotFoundError(
+            f"{folder / missing[0]} is missing ({len(missing)} of {len(wanted)} are), but the"
+            f" folder holds files that end in {' and '.join(suffixes)}; change their names, a"
+            " patch's file is <id>.tif"
+        )
     if missing:
         raise FileNotFoundError(
             f"{folder / missing[0]} is missing although {table} lists it ({len(missing)} of"

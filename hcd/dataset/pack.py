@@ -13,11 +13,12 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..disk.images import encode_tiff
-from ..disk.whole import whole_write
+from ..disk.whole import StrPath, whole_write
 from ..errors import InputError
 from ..reader import read_image
 
@@ -37,7 +38,7 @@ class PackedPatch:
 
     __slots__ = ("pack", "row")
 
-    def __init__(self, pack, row):
+    def __init__(self, pack: "PackedFolder", row: int) -> None:
         self.pack, self.row = pack, row
 
     def __fspath__(self):
@@ -68,11 +69,11 @@ class PackedPatch:
         """Its file's name, <id>.tif."""
         return f"{self.stem}.tif"
 
-    def pixels(self):
+    def pixels(self) -> Any:
         """Return the patch: (size, size, 3) uint8 RGB, a read-only view of the memory map."""
         return self.pack.patches[self.row]
 
-    def prove(self):
+    def prove(self) -> None:
         """Hash the pixels.
 
         Raises:
@@ -95,7 +96,11 @@ class PackedFolder:
         (n + m, size, size, 3) uint8 RGB. All three are read-only memory maps.
     """
 
-    def __init__(self, root, digest=None):
+    ids: Any  # arrays; numpy's own types know no bytes of one row
+    sha1: Any
+    patches: Any
+
+    def __init__(self, root: StrPath, digest: str | None = None) -> None:
         """Open <root>/packed and check all but the pixels; see `PackedPatch.prove` for those.
 
         Args:
@@ -121,7 +126,7 @@ class PackedFolder:
     def __reduce__(self):
         return _reopen, (str(self.root), os.path.abspath(self.root), self.digest)
 
-    def locate(self, side, patch_id):
+    def locate(self, side: str, patch_id: str) -> Any:
         """Return the `PackedPatch` of an id of "train" or "test".
 
         Raises:
@@ -138,7 +143,7 @@ class PackedFolder:
             " tables"
         )
 
-    def check_ids(self, side, ids, table):
+    def check_ids(self, side: str, ids: np.ndarray, table: str) -> None:
         """Require the ids of "train" or "test" to be exactly these.
 
         Args:
@@ -162,7 +167,7 @@ class PackedFolder:
             f" {_remedy(self.folder)}"
         )
 
-    def spot_check(self, count=32):
+    def spot_check(self, count: int = 32) -> None:
         """Hash some patches, other ones each time, and compare them with their files where these
         are there.
 
@@ -181,7 +186,7 @@ class PackedFolder:
                 )
 
 
-def copy_patch(path, folder):
+def copy_patch(path: Any, folder: StrPath) -> Path:
     """Copy a patch's file into a folder; of a packed patch, which may have no file any more, an
     uncompressed TIFF is written.
 

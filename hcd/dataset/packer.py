@@ -4,7 +4,6 @@ on from."""
 import errno
 import hashlib
 import os
-import random
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,8 +12,16 @@ from threading import Lock
 
 import numpy as np
 
+from ..disk.locks import take_lock
 from ..disk.parallel import map_patches
-from ..disk.whole import take_lock, whole_write, writable_folder, write_json
+from ..disk.whole import (
+    StrPath,
+    refuse_links,
+    sweep_parts,
+    whole_write,
+    writable_folder,
+    write_json,
+)
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
@@ -33,6 +40,9 @@ from .pack import (
     new_index,
 )
 from .tables import TABLES, id_array
+
+TITLE = "checking what is packed"
+LOCK = ".lock"  # in packed.part/, and gone with it
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,9 @@ class PackReport:
     replaced: str
 
 
-def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
+def pack_dataset(
+    root: StrPath, into: StrPath | None = None, recipe: Recipe = Recipe(), progress: bool = True
+) -> PackReport:
     """Decode every patch of a data set once and write all into one array, from which `open_dataset`
     then reads; see `pack`.
 
@@ -81,6 +93,7 @@ def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
             dataset = open_dataset(target)
             verify_patches(dataset.train_paths + dataset.test_paths, recipe, progress)
             _same_tables(root, target)
+            _compare_with_files(dataset, root, recipe, progress)
             return _report(target, 0, False, "")
         except (InputError, OSError) as error:
             # it is made anew below where the files are there, and then the report says why
@@ -104,6 +117,29 @@ def pack_dataset(root, into=None, recipe=Recipe(), progress=True):
     return _report(target, kept, True, _commit(target, reason))
 
 
+def _compare_with_files(dataset, root, recipe, progress):
+    """Require each packed patch to be that of its file, where the files are still there.
+
+    Raises:
+        InputError: one is not; names the file.
+    """
+    sides = {"train": dataset.labels["id"].tolist(), "test": list(dataset.test_ids)}
+    names = [(side, name) for side, ids in sides.items() if (root / side).is_dir() for name in ids]
+
+    def differs(place):
+        side, name = place
+        file = root / side / f"{name}.tif"
+        return not np.array_equal(read_patch(file, recipe), dataset.locate(side, name).pixels())
+
+    with closing(map_patches(differs, names, "comparing with the files", progress)) as found:
+        for (side, name), other in zip(names, found):
+            if other:
+                raise InputError(
+                    f"{root / side / name}.tif has other pixels than were packed from it; pack"
+                    " anew, or restore the file"
+                )
+
+
 def _same_tables(root, target):
     """Require the tables of another folder to be those of the data set, where it has any."""
     for name in TABLES:
@@ -124,22 +160,39 @@ def _pack(dataset, part, recipe, progress, command):
         len(ids[0]), len(ids[1]), recipe.original_size, max(side.itemsize for side in ids)
     )
     ids = np.concatenate(ids)
+    refuse_links(part)
     _check_space(part, index, command)
-    descriptor = os.open(writable_folder(part) / PATCHES, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = take_lock(
+        writable_folder(part) / LOCK,
+        f"{part} is being written by another `hcd pack`; let it finish first, then change nothing"
+        " or run it again",
+        patience=0,
+    )
+    try:
+        kept = _fill(dataset, part, index, ids, recipe, progress, command)
+        digest = index_digest(index, ids, np.fromfile(part / HASHES, np.uint8, offset=HEADER))
+        write_json(part / INDEX, {**index, "sha256": digest})
+        sweep_parts(part)
+    finally:
+        lock.release()
+    (part / LOCK).unlink(missing_ok=True)
+    return kept
+
+
+def _fill(dataset, part, index, ids, recipe, progress, command):
+    """Write the pixels and hashes that are still missing; return how many rows were there."""
+    descriptor = os.open(part / PATCHES, os.O_RDWR | os.O_CREAT, 0o666)
     with (
         open(descriptor, "r+b", buffering=0) as pixels,
         open(part / HASHES, "ab+", buffering=0) as hashes,
     ):
-        _lock(pixels, part)
         work = _Work(dataset, index, ids, recipe, pixels, hashes)
         kept = work.begin(part, progress)
         try:
             work.write(kept, progress)
         except (OSError, KeyboardInterrupt) as error:
-            done = (
-                f"{(os.fstat(hashes.fileno()).st_size - HEADER) // 20:,} of {len(ids):,} patches"
-                " are packed"
-            )
+            packed = (os.fstat(hashes.fileno()).st_size - HEADER) // 20
+            done = f"{packed:,} of {len(ids):,} patches are packed"
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(
                     f"stopped; {done}, and `{command}` goes on from there"
@@ -151,8 +204,6 @@ def _pack(dataset, part, recipe, progress, command):
                     " there"
                 ) from error
             raise
-    digest = index_digest(index, ids, np.fromfile(part / HASHES, np.uint8, offset=HEADER))
-    write_json(part / INDEX, {**index, "sha256": digest})
     return kept
 
 
@@ -203,17 +254,18 @@ class _Work:
         )
         noted = [noted[start : start + 20] for start in range(HEADER, HEADER + rows * 20, 20)]
         kept = 0
-        with closing(
-            map_patches(self.hash_row, range(rows), "checking what is packed", progress)
-        ) as found:
-            for digest, wanted in zip(found, noted):
-                if digest != wanted:
+        found = map_patches(self.is_row_proven, list(zip(range(rows), noted)), TITLE, progress)
+        with closing(found) as proven:
+            for is_proven in proven:
+                if not is_proven:
                     break
                 kept += 1
-        some = random.Random().sample(range(kept), min(kept, 64))
-        return (
-            kept if all(hashlib.sha1(self.read(row)).digest() == noted[row] for row in some) else 0
-        )
+        return kept
+
+    def is_row_proven(self, row_and_digest):
+        """Say whether a row's pixels, and those of its file, have the hash that was noted."""
+        row, digest = row_and_digest
+        return digest == self.hash_row(row) == hashlib.sha1(self.read(row)).digest()
 
     def hash_row(self, row):
         """Return the SHA-1 of a row's pixels as they are in the file."""
@@ -250,17 +302,6 @@ def _write_all(file, content):
     content = memoryview(content).cast("B")
     while len(content):
         content = content[file.write(content) :]
-
-
-def _lock(file, part):
-    """Let one process at a time pack a folder; a killed one leaves no lock behind."""
-    try:
-        take_lock(file, "flock")
-    except BlockingIOError:
-        raise BlockingIOError(
-            f"{part} is being written by another `hcd pack`; let it finish first, then change"
-            " nothing or run it again"
-        ) from None
 
 
 def _missing(part, index):

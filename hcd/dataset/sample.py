@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ..dataset.opened import Dataset
 from ..disk.images import encode_tiff
-from ..disk.whole import empty_folder
+from ..disk.whole import StrPath, empty_folder
 from ..errors import InputError, InputTypeError
 from .opened import open_dataset
 from .tables import TABLES
@@ -29,7 +30,9 @@ NAMES = ("train", "test", *TABLES, CARD)
 UNFINISHED = ".unfinished"
 
 
-def make_sample(root, train=480, test=96, rng_seed=0):
+def make_sample(
+    root: StrPath, train: int = 480, test: int = 96, rng_seed: int | None = 0
+) -> Dataset:
     """Draw the synthetic data set into a folder; the same call again reuses it.
 
     Two patches in five are positive. Three training negatives are outliers: one almost black, two
@@ -192,7 +195,8 @@ def _grid(rng, spacing, keep):
 def _draw_nuclei(points, radius, roughness, level, vesicular, rng):
     """Return the haematoxylin of nuclei at `points`, (96, 96): circles bent by three harmonics,
     later ones on top."""
-    canvas, n = np.zeros((SIDE, SIDE), np.uint8), len(points)
+    canvas: np.ndarray = np.zeros((SIDE, SIDE), np.uint8)
+    n = len(points)
     angle = np.linspace(0, 2 * np.pi, 18, endpoint=False)
     reach = radius * np.exp(rng.normal(0, 0.8 * roughness, (n, 1)))
     for order in (2, 3, 5):

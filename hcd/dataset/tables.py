@@ -14,6 +14,7 @@ LAYOUT = (
     "train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv"
     " (id,label)"
 )
+AS_WHOLE = {"0.0": "0", "1.0": "1"}  # as spreadsheets and pandas write them
 ID_LETTER, LONGEST_ID = r"[\w\-]", 200  # an id is a file's name
 TABLES = ("train_labels.csv", "sample_submission.csv", "test_labels.csv")
 
@@ -41,7 +42,7 @@ def read_table(path):
                 id_at, label_at = header.index("id"), header.index("label")
                 for row in rows:
                     ids.append(row[id_at])
-                    labels.append(row[label_at])
+                    labels.append(AS_WHOLE.get(row[label_at], row[label_at]))
     except (ValueError, csv.Error) as error:
         raise InputError(
             f"{path} is no CSV table with the header id,label ({error}); restore it from the"

@@ -7,6 +7,7 @@ import re
 import stat
 import struct
 import warnings
+from functools import cache
 from threading import Lock
 
 import cv2
@@ -80,6 +81,28 @@ def _tiff_size(content, order, big):
     return max(found[tag] for tag in WIDTHS), max(found[tag] for tag in LENGTHS)
 
 
+# in a JPEG's and a PNG's metadata; OpenCV turns such an image as a camera was held
+ORIENTED = (b"Exif\0\0", b"eXIf")
+UNREAD = ("zstd", "webp", "lzma")  # compressions of TIFF that Pillow reads and OpenCV may not
+# Pillow's modes that are no 8-bit RGB
+KINDS = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with alpha",
+    "P": "palette",
+    "PA": "palette with alpha",
+    "RGBA": "RGB with alpha",
+    "RGBX": "RGB with a fourth channel",
+    "CMYK": "CMYK",
+    "YCbCr": "YCbCr",
+    "LAB": "Lab",
+    "I": "32-bit",
+    "I;16": "16-bit grey",
+    "I;16B": "16-bit grey",
+    "F": "floating-point",
+}
+
+
 def pillow_agrees(content, image):
     """Say whether Pillow decodes a TIFF or JPEG without an error, a TIFF to the same pixels.
 
@@ -148,6 +171,41 @@ def _no_file(path):
     )
 
 
+@cache
+def silence_opencv() -> None:
+    """Keep OpenCV from printing lines of its own about damaged images, such as "[ERROR:0@5.8]
+    global loadsave.cpp:1409 imdecode_ ...", where the user has not asked for them.
+
+    4.5.5, 4.10 and 4.14 all do; 4.10 has the switch in another place than 4.14.
+    """
+    if "OPENCV_LOG_LEVEL" in os.environ:
+        return
+    if hasattr(cv2, "setLogLevel"):
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _require_opencv(version: str) -> None:
+    """Require an OpenCV that turns as the one of 2019 did; 5 changed warpAffine.
+
+    An opencv-python-headless beside opencv-python replaces it in silence, by version 5 if it may.
+
+    Raises:
+        ImportError: another version.
+    """
+    numbers = [int(part) for part in re.findall(r"\d+", version)[:2]]
+    if not [4, 10] <= numbers < [5]:
+        raise ImportError(
+            f"OpenCV {version} is installed and hcd needs 4.10 or later but not 5, which turns"
+            " images otherwise; run `pip uninstall -y opencv-python opencv-python-headless"
+            " opencv-contrib-python` and then `pip install 'opencv-python>=4.10,<5'`"
+        )
+
+
+_require_opencv(cv2.__version__)
+
+
 def decode_image(content):
     """Return an image file's bytes as the array that they hold, channels in OpenCV's order.
 
@@ -161,15 +219,37 @@ def decode_image(content):
     size = claimed_size(content)
     if size is None or size[0] * size[1] > MOST_PIXELS:
         return None
+    silence_opencv()
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:  # a header that breaks OpenCV's own rules
         return None
-    colour = image is not None and image.dtype == np.uint8 and image.shape[2:] == (3,)
+    if image is None or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        return image
     # a PNG has checksums
-    return (
-        None if colour and content[:1] != b"\x89" and not pillow_agrees(content, image) else image
-    )
+    if content[:1] != b"\x89" and not pillow_agrees(content, image):
+        return None
+    if any(mark in content for mark in ORIENTED):  # which UNCHANGED passes over
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return image
+
+
+def other_kind(content: bytes) -> str:
+    """Return what kind of image it is that Pillow can decode and a patch is not, such as "palette";
+    "" for what it cannot decode either, or what is RGB."""
+    size = claimed_size(content)
+    if size is None or size[0] * size[1] > MOST_PIXELS:
+        return ""
+    with QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content), formats=["TIFF", "JPEG", "PNG"]) as file:
+                file.load()
+                compression = file.info.get("compression")
+                unread = f"{compression}-compressed" if compression in UNREAD else ""
+                return KINDS.get(file.mode, unread)
+        except Exception:  # as in `pillow_agrees`
+            return ""
 
 
 def encode_tiff(patch):

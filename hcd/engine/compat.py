@@ -10,11 +10,14 @@ text, where "10" comes before "6.0.0", and would draw a terminal's bars in a not
 
 import gc
 import io
+import pickle
 import platform
 import warnings
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import cv2
@@ -29,23 +32,39 @@ from ..errors import InputError
 # source. catch_warnings would also take back the filters that fastai and the libraries below it set
 # for themselves on import.
 QUIET = ("ignore", None, Warning, None, 0)
-warnings.filters.insert(0, QUIET)
+warnings.filters.insert(0, QUIET)  # type: ignore[attr-defined]
 try:
     import fastai.basic_data
     import fastai.basic_train
     import fastai.vision
 finally:
-    warnings.filters.remove(QUIET)
+    warnings.filters.remove(QUIET)  # type: ignore[attr-defined]
+
+DataBunch = fastai.basic_data.DataBunch
 
 # torch >= 2.6 loads with weights_only=True and turns down the numpy scalars that fastai's schedules
 # leave in the optimiser state ("Unsupported global: numpy.core.multiarray.scalar"). These types
-# hold plain numbers;
-# loading them runs no code.
+# hold plain numbers; loading them runs no code. The slice is fastai's default learning rate, which
+# `freeze` and `unfreeze` leave in a new optimiser's state until the first fit.
 OPTIMISER_TYPES = [
     np.float64(0).__reduce__()[0],
     np.dtype,
-    *{type(np.dtype(kind)) for kind in "fdlq?"},
+    *{type(np.dtype(kind)) for kind in "efdilq?"},
+    slice,
 ]
+
+# what fastai exports of a learner, besides model and data
+EXPORTED = (
+    "opt_func",
+    "loss_func",
+    "metrics",
+    "true_wd",
+    "bn_wd",
+    "wd",
+    "train_bn",
+    "model_dir",
+    "callback_fns",
+)
 
 
 def load_tensors(file):
@@ -93,7 +112,33 @@ class Learner(fastai.basic_train.Learner):
     CHANGED C2: fastai's `load` swallows a failed restore of the optimiser state; this one raises.
     """
 
-    def save(self, file=None, return_path=False, with_opt=True):
+    callback_fns: list
+
+    def fit(
+        self,
+        epochs: int,
+        lr: Any = fastai.basic_train.defaults.lr,
+        wd: Any = None,
+        callbacks: Any = None,
+    ) -> None:
+        """Fit as fastai does, and show each callback that asks for it, by its `before_fit`, all
+        callbacks of the fit before any of them has begun."""
+        callbacks = fastai.core.listify(callbacks)
+        made = [make(self) for make in self.callback_fns]
+        everyone = [*made, *self.callbacks, *callbacks]
+        for callback in everyone:
+            if hasattr(callback, "before_fit"):
+                callback.before_fit(epochs, everyone)
+        # fastai makes them in `fit`, once for each; these are made already
+        makers, self.callback_fns = self.callback_fns, [lambda _, one=one: one for one in made]
+        try:
+            super().fit(epochs, lr, wd, callbacks)
+        finally:
+            self.callback_fns = makers
+
+    def save(
+        self, file: Any = None, return_path: bool = False, with_opt: Any = True
+    ) -> Path | None:
         """Save model and optimiser state as fastai's `Learner.save` does; an interrupted save
         leaves the older file."""
         if not isinstance(file, (str, bytes)) and hasattr(file, "write"):
@@ -107,8 +152,14 @@ class Learner(fastai.basic_train.Learner):
         return target if return_path else None
 
     def load(
-        self, file=None, device=None, strict=True, with_opt=None, purge=False, remove_module=False
-    ):
+        self,
+        file: Any = None,
+        device: Any = None,
+        strict: bool = True,
+        with_opt: Any = None,
+        purge: bool = False,
+        remove_module: bool = False,
+    ) -> Any:
         """Load what `save` wrote; see fastai's `Learner.load`. `lr_find` calls it to undo its own
         steps.
 
@@ -121,7 +172,8 @@ class Learner(fastai.basic_train.Learner):
         """
         if purge or remove_module:
             raise InputError(
-                "purge and remove_module are not supported by hcd's Learner.load; leave them False"
+                "purge and remove_module are not supported by hcd's Learner.load; leave them False,"
+                " and call Learner.purge before"
             )
         source = file if hasattr(file, "read") else self.path / self.model_dir / f"{file}.pth"
         state = load_tensors(source)
@@ -155,21 +207,89 @@ class Learner(fastai.basic_train.Learner):
         gc.collect()
         return self
 
+    def purge(self, clear_opt: bool = True) -> "Learner":
+        """Drop gradients and, unless told to keep it, the optimiser, to release memory.
 
-def load_trusted_export(path):
+        CHANGED C22: fastai's own writes everything to a pickle, deletes it from the learner, and
+        since torch 2.6 fails to load it again; this one never lets go of the model.
+        """
+        if clear_opt:
+            self.__dict__.pop("opt", None)
+        for values in self.model.parameters():
+            values.grad = None
+        gc.collect()
+        return self
+
+    def export(self, file: Any = "export.pkl", destroy: bool = False) -> None:
+        """Write what `load_export` reads, as fastai's `Learner.export` does, with the recipe and
+        source of the patches, the batch size and the layer groups too.
+
+        Args:
+            file: name under the learner's path, written whole, or a file opened for writing.
+            destroy: empty the learner afterwards.
+        Raises:
+            InputError: the learner holds what pickle cannot write, such as a lambda. OSError: the
+                file cannot be written.
+
+        CHANGED C23: fastai's own keeps only the class of the item list, so that the learner reads
+        patches by another recipe once it is loaded; and it leaves a file that it opened open.
+        """
+        if fastai.torch_core.rank_distrib():
+            return
+        content = io.BytesIO()
+        with fastai.torch_core.ModelOnCPU(self.model) as model:
+            try:
+                torch.save(self._export_state(model), content)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise InputError(
+                    f"the learner cannot be exported ({' '.join(str(error).split())[:160]}); take"
+                    " what pickle cannot write out of it, or hand the model on with save_bundle"
+                ) from error
+        if hasattr(file, "write"):
+            file.write(content.getbuffer())
+        else:
+            target = Path(self.path, file)
+            writable_folder(target.parent)
+            with whole_write(target) as opened:
+                opened.write(content.getbuffer())
+        if destroy:
+            self.destroy()
+
+    def _export_state(self, model):
+        """Return the dict that fastai's `load_learner` takes, see `export`."""
+        patches, valid = self.data.valid_ds.x, self.data.valid_ds
+        norm = getattr(self.data, "norm", None)
+        data = valid.get_state(**({"normalize": norm.keywords} if norm else {}))
+        if hasattr(patches, "recipe"):
+            kind: Any = type(patches)
+            # fastai builds the empty list by calling this
+            data["x_cls"] = partial(kind, recipe=patches.recipe, source=patches.source)
+        return {
+            **{name: getattr(self, name) for name in EXPORTED},
+            "cb_state": {type(callback): callback.get_state() for callback in self.callbacks},
+            "model": model,
+            "layer_groups": self.layer_groups,
+            "data": {**data, "batch_size": self.data.valid_dl.batch_size},
+            "cls": type(self),
+        }
+
+
+def load_trusted_export(path, recipe=None):
     """Rebuild a learner from fastai's `Learner.export`, as fastai's `load_learner`, which raises
     UnpicklingError since torch 2.6.
 
     A full unpickle RUNS CODE in the file. Only `export.load_export` calls this, and only when told
-    to trust the file.
+    to trust the file. `recipe` is for files of hcd 0.1.0, which kept none.
     """
     state = torch.load(path, map_location="cpu", weights_only=False)
-    model, source = (
-        state.pop("model"),
-        fastai.vision.LabelLists.load_state(Path(path).parent, state.pop("data")),
-    )
+    model, kept = state.pop("model"), state.pop("data")
+    source = fastai.vision.LabelLists.load_state(Path(path).parent, kept)
+    _set_recipe(path, source, recipe, known=isinstance(kept["x_cls"], partial))
     callbacks, kind = state.pop("cb_state"), state.pop("cls")
-    data = source.databunch(device=torch.device("cpu"), num_workers=0, pin_memory=False)
+    # a sum's last bits hang on the size of the batch
+    data = source.databunch(
+        bs=kept.get("batch_size", 64), device=torch.device("cpu"), num_workers=0, pin_memory=False
+    )
     # fastai passes the option on to every loader but this one, and torch >= 2.7 warns
     data.single_dl.dl.pin_memory = False
     learner = kind(data, model, **state)
@@ -180,16 +300,22 @@ def load_trusted_export(path):
     return learner
 
 
-def silence_opencv():
-    """Keep OpenCV from printing lines of its own about damaged images, such as "[ERROR:0@5.8]
-    global loadsave.cpp:1409 imdecode_ ...".
-
-    4.5.5, 4.10 and 4.14 all do; 4.10 has the switch in another place than 4.14.
-    """
-    if hasattr(cv2, "setLogLevel"):
-        cv2.setLogLevel(0)
-    else:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+def _set_recipe(path, source, recipe, known):
+    """Require the recipe that an exported learner reads its patches by: the file's own, or the one
+    that is given where the file has none."""
+    for items in (source.train.x, source.valid.x):
+        if not hasattr(items, "recipe"):
+            continue
+        if not known and recipe is None:
+            raise InputError(
+                f"{path} was exported by hcd 0.1.0, which kept no recipe; pass recipe= as it was"
+                " when the learner was built"
+            )
+        if known and recipe not in (None, items.recipe):
+            raise InputError(
+                f"{path} was exported with another recipe than the one given; leave recipe= out"
+            )
+        items.recipe = items.recipe if known else recipe
 
 
 class DataLoader(torch.utils.data.DataLoader):
@@ -198,6 +324,8 @@ class DataLoader(torch.utils.data.DataLoader):
     Importing fastai replaces torch's `DataLoader.__init__` by one without generator (new in torch
     1.6), persistent_workers and prefetch_factor (1.7): TypeError, unexpected keyword argument.
     """
+
+    _iterator: Any
 
     def __init__(self, dataset, **kwargs):
         self.init_kwargs = kwargs  # fastai's DeviceDataLoader.new builds copies from these
@@ -272,7 +400,7 @@ def require_weights(arch):
 
 
 def _is_torchvision(arch):
-    name = getattr(arch, "__name__", None)
+    name = getattr(arch, "__name__", "")
     return (
         name in torchvision.models.list_models(torchvision.models)
         and getattr(torchvision.models, name) is arch

@@ -26,7 +26,7 @@ def find_device(device=None):
     return torch.device(device)
 
 
-def set_rng_seed(rng_seed):
+def set_rng_seed(rng_seed: int | None) -> None:
     """Seed Python's, numpy's and torch's generators, and ask cuDNN for repeatable kernels; None
     leaves all as they are.
 

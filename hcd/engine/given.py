@@ -66,7 +66,7 @@ def require_width(width: int, classes: list) -> None:
 def require_negative_then_tumour(data: Any) -> None:
     """Require two classes of which the second is the tumour, as a submission and a card have it.
 
-    CHANGED C24: the walkthrough takes column 1 for the tumour whatever the classes are; labels
+    CHANGED C25: the walkthrough takes column 1 for the tumour whatever the classes are; labels
     that are texts sort by the alphabet, and "malignant" comes before "normal".
 
     Raises:
@@ -161,7 +161,7 @@ def applied_recipe(data: Any) -> Recipe:
     """Return the recipe by which a databunch's patches are read and normalised, its own mean and
     std in place of the recipe's where they differ.
 
-    CHANGED C25: what a card says is what the databunch does; the walkthrough repeats the numbers
+    CHANGED C26: what a card says is what the databunch does; the walkthrough repeats the numbers
     by hand, and nothing compares them.
 
     Raises:

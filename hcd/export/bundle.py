@@ -7,14 +7,26 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from ..disk.whole import whole_write, writable_folder
-from ..engine.compat import load_trusted_export
-from ..errors import InputError
+from ..disk.whole import StrPath, whole_write, writable_folder
+from ..engine.compat import Learner, load_trusted_export
+from ..engine.given import (
+    applied_recipe,
+    class_names,
+    head_width,
+    require_float32,
+    require_learner,
+    require_negative_then_tumour,
+    require_softmax,
+    require_width,
+    unwrapped,
+)
+from ..errors import InputError, InputTypeError
 from ..learner import build_shapes
 from ..reader import augment, read_patch
 from ..recipe import Recipe
@@ -43,19 +55,27 @@ class Prediction:
     probability: float
 
 
-def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
+def save_bundle(
+    learner: Learner,
+    folder: StrPath,
+    metrics: dict | None = None,
+    data_fingerprint: str | None = None,
+    splits: dict | None = None,
+    license: str = "unspecified",
+) -> Path:
     """Write a learner's model as weights and a card that run no code when loaded.
 
     Args:
         learner: see `get_learner`.
         folder: gets model.safetensors, card.json and README.md; made when missing.
         metrics: numbers to put on the card, such as the validation AUC. data_fingerprint: see
-            `Dataset.fingerprint`.
+            `Dataset.fingerprint`. splits, license: see `make_card`.
     Returns:
         Path of the folder.
     Raises:
         InputError: a model that `load_bundle` would turn down: not the one that the recipe of its
-        databunch names, or with weights that are not finite; nothing is written then. OSError: the
+        databunch names, or with weights that are not finite; or one that would answer otherwise
+        there than here, for its classes, loss or transforms; nothing is written then. OSError: the
         folder cannot be written.
 
     CHANGED C8: the walkthrough exports a pickle, which runs whatever code is in it; see
@@ -64,19 +84,25 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
 
     Source: In 43.
     """
-    recipe = learner.data.train_ds.x.recipe
+    require_learner(learner)
+    require_negative_then_tumour(learner.data)
+    require_width(head_width(learner.model), class_names(learner.data))
+    require_softmax(learner)
+    require_float32(learner.model)
+    recipe = applied_recipe(learner.data)
     if not isinstance(recipe.arch, str):
         raise InputError(
             f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name"
             " to save a bundle"
         )
     tensors = {
-        name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()
+        name: tensor.cpu().contiguous()
+        for name, tensor in unwrapped(learner.model).state_dict().items()
     }
     _check_tensors("the learner's model", tensors, build_shapes(recipe).state_dict())
     weights = safetensors.torch.save(tensors)
     card, content = make_card(
-        recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint
+        recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint, splits, license
     )
     folder = writable_folder(folder)
     pending = _pending(folder, card)
@@ -94,7 +120,7 @@ def save_bundle(learner, folder, metrics=None, data_fingerprint=None):
     return folder
 
 
-def load_bundle(folder):
+def load_bundle(folder: StrPath) -> Bundle:
     """Load what `save_bundle` wrote; nothing in it is run, and every field, shape and hash is
     checked.
 
@@ -122,7 +148,7 @@ def load_bundle(folder):
     return Bundle(model.eval(), recipe, card)
 
 
-def predict_image(bundle, path):
+def predict_image(bundle: Bundle, path: Any) -> Prediction:
     """Predict one image file with a loaded model: centre crop, no augmentation.
 
     Args:
@@ -132,13 +158,23 @@ def predict_image(bundle, path):
         Prediction.
     Raises:
         FileNotFoundError, InputError: no such file, no such patch, or a model whose answer is no
-            number.
+            number. InputTypeError: no Bundle, or pixels or bytes where a path belongs.
 
     CHANGED C9: the walkthrough crops 68 px and divides by 256 here; this is the crop and scale that
         the model was trained on.
 
     Source: In 45.
     """
+    if not (hasattr(bundle, "recipe") and hasattr(bundle, "model")):
+        raise InputTypeError(
+            f"predict_image was given a {type(bundle).__name__} where a Bundle belongs; save the"
+            " learner with save_bundle and give what load_bundle returns"
+        )
+    if isinstance(path, (bytes, bytearray, memoryview)) or hasattr(path, "__array__"):
+        raise InputTypeError(
+            f"predict_image was given {type(path).__name__} where a file's path belongs; write the"
+            " image to a file and give its path"
+        )
     recipe = bundle.recipe.plain()
     # leaves the generators of the caller alone
     crop = augment(read_patch(path, recipe), recipe, random.Random(0))
@@ -164,16 +200,18 @@ def predict_image(bundle, path):
     return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
 
 
-def load_export(path, trust=False):
+def load_export(path: StrPath, trust: bool = False, recipe: Recipe | None = None) -> Learner:
     """Load a fastai `Learner.export` file; loading it RUNS CODE that its author put in.
 
     Args:
         path: the export.pkl.
         trust: True says that you know who wrote the file and would run their program.
+        recipe: for a file of hcd 0.1.0, which kept none: the recipe the learner was built by.
     Returns:
-        fastai Learner with empty data.
+        fastai Learner on the CPU with empty data, that reads patches by the recipe it had.
     Raises:
-        InputError: trust was not given. FileNotFoundError: no such file.
+        InputError: trust was not given, or a recipe that is missing or another than the file's.
+            FileNotFoundError: no such file.
 
     Source: In 43, In 44.
     """
@@ -184,7 +222,7 @@ def load_export(path, trust=False):
             f"{path} is a pickle, and loading a pickle runs the code in it; pass trust=True only"
             " for a file of your own, and hand models on with save_bundle"
         )
-    return load_trusted_export(path)
+    return load_trusted_export(path, recipe)
 
 
 def _existing(path):

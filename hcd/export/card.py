@@ -4,14 +4,18 @@ it."""
 import json
 import re
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from ..disk.whole import read_json, shorten
 from ..engine.compat import library_versions
 from ..errors import InputError
 from ..recipe import Recipe
 
-FORMAT = "hcd-model-1"
+FORMAT = "hcd-model-2"
+SPACING_UM_PX = 0.972  # micrometres a pixel of the competition's patches
+# what cards of older formats lack; tests/golden/old holds one, which must load for ever
+ADDED = {"hcd-model-1": {"spacing_um_px": SPACING_UM_PX, "license": "unspecified", "splits": {}}}
 CLASSES = ["negative", "tumour"]
 MOST_BYTES = 1 << 20
 INTENDED_USE = (
@@ -29,6 +33,10 @@ def _is_text(value):
     return isinstance(value, str)
 
 
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 RULES = {  # field: what it must be, and whether a value is that
     "format": (f"{FORMAT!r}", lambda value: value == FORMAT),
     "classes": (f"{CLASSES}", lambda value: value == CLASSES),
@@ -43,24 +51,43 @@ RULES = {  # field: what it must be, and whether a value is that
         "an object of texts",
         lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
     ),
+    "spacing_um_px": ("a number above 0", lambda value: _is_number(value) and 0 < value < 1000),
+    "license": ("a text", _is_text),
+    "splits": (
+        "an object of texts, by the names of metrics",
+        lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    ),
     "created": ("a text", _is_text),
     "intended_use": ("a text", _is_text),
     "limits": ("a text", _is_text),
 }
 
 
-def make_card(recipe, weights_sha256, metrics=None, data_fingerprint=None):
+def make_card(
+    recipe: Recipe,
+    weights_sha256: str,
+    metrics: dict | None = None,
+    data_fingerprint: str | None = None,
+    splits: dict | None = None,
+    license: str = "unspecified",
+) -> tuple[dict, bytes]:
     """Write a model's card.
 
     Args:
         recipe: what the model was trained by. weights_sha256: hex digest of the weights file.
         metrics: numbers, texts, and lists and dicts of them. data_fingerprint: see
             `Dataset.fingerprint`.
+        splits: for each metric that was measured on a split of its own, its kind: "random" where
+            patches of one slide may lie on both sides, "other slides" where they do not.
+        license: of the model, such as "CC-BY-4.0".
     Returns:
         card: dict of the fields of RULES; content: its JSON as bytes.
     Raises:
-        InputError: metrics that JSON cannot hold, such as NaN, or too long a card.
+        InputError: metrics that JSON cannot hold, such as NaN, a split of a metric that is not
+            there, or too long a card.
     """
+    for name in sorted(set(splits or {}) - set(metrics or {})):
+        raise InputError(f"splits names {name!r}, which is no metric; give it for metrics alone")
     card = {
         "format": FORMAT,
         "classes": CLASSES,
@@ -69,6 +96,9 @@ def make_card(recipe, weights_sha256, metrics=None, data_fingerprint=None):
         "data_fingerprint": data_fingerprint,
         "weights_sha256": weights_sha256,
         "versions": library_versions(),
+        "spacing_um_px": SPACING_UM_PX,
+        "license": license,
+        "splits": splits or {},
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "intended_use": INTENDED_USE,
         "limits": LIMITS,
@@ -89,7 +119,7 @@ def make_card(recipe, weights_sha256, metrics=None, data_fingerprint=None):
     return card, content
 
 
-def read_card(path):
+def read_card(path: Path) -> tuple[dict, Recipe]:
     """Read a card and check every field; nothing in it is run, whatever it holds.
 
     Args:
@@ -100,7 +130,7 @@ def read_card(path):
         InputError: another format, or a field that is missing, unknown or breaks its rule.
     """
     card = read_json(path, MOST_BYTES)
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
+    if not isinstance(card, dict) or card.get("format") not in (FORMAT, *ADDED):
         shown = (
             shorten(repr(card.get("format")))
             if isinstance(card, dict)
@@ -110,37 +140,44 @@ def read_card(path):
             f"{path} has format {shown}; this hcd reads {FORMAT!r}, save the model again or install"
             " the hcd that wrote it"
         )
-    _check_names(path, "field", set(card), set(RULES))
+    added = ADDED.get(card["format"], {})
+    _check_names(path, "field", set(card), set(RULES) - set(added))
+    card = {**card, **added, "format": FORMAT}
     for name, (wanted, holds) in RULES.items():
         if not holds(card[name]):
             raise InputError(
                 f"{path}: field {name!r} is {shorten(repr(card[name]))} and not {wanted}; restore"
                 " the card"
             )
-    _check_names(
-        path, "recipe field", set(card["recipe"]), {field.name for field in fields(Recipe)}
-    )
     try:
-        return card, replace(Recipe(**card["recipe"]), pretrained=False)
+        return card, replace(Recipe.from_stored(card["recipe"]), pretrained=False)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {shorten(str(error), 300)}") from error
 
 
-def card_notes(card):
+def card_notes(card: dict) -> str:
     """Tell a card in Markdown for people to read."""
-    metrics = (
-        "".join(f"- {name}: {value}\n" for name, value in card["metrics"].items())
-        or "- none recorded\n"
-    )
-    recipe = card["recipe"]
-    return (
-        f"# {recipe['arch']},"
-        f" {' / '.join(card['classes'])}\n\n{card['intended_use']}\n\n**Limits.**"
-        f" {card['limits']}\n\n- input: {recipe['original_size']} x {recipe['original_size']} px"
-        f" RGB, centre {recipe['crop_size']} px, mean {recipe['mean']}, std {recipe['std']}\n-"
-        f" saved: {card['created']}\n- data: {card['data_fingerprint']}\n- weights: SHA-256"
-        f" {card['weights_sha256']}\n\n## Metrics\n\n{metrics}\nLoad it with"
-        " `hcd.load_bundle(folder)` or `hcd predict <folder> <image>`.\n"
+    recipe, splits = card["recipe"], card["splits"]
+    metrics = [
+        f"- {name}: {value} (split: {splits.get(name, 'not recorded')})"
+        for name, value in card["metrics"].items()
+    ]
+    size = f"{recipe['original_size']} x {recipe['original_size']} px"
+    return "\n".join(
+        [
+            f"# {recipe['arch']}, {' / '.join(card['classes'])}\n",
+            f"{card['intended_use']}\n",
+            f"**Limits.** {card['limits']}\n",
+            f"- input: {size} RGB at {card['spacing_um_px']} micrometres a px, centre"
+            f" {recipe['crop_size']} px, mean {recipe['mean']}, std {recipe['std']}",
+            f"- licence: {card['license']}",
+            f"- saved: {card['created']}",
+            f"- data: {card['data_fingerprint']}",
+            f"- weights: SHA-256 {card['weights_sha256']}",
+            "\n## Metrics\n",
+            *(metrics or ["- none recorded"]),
+            "\nLoad it with `hcd.load_bundle(folder)` or `hcd predict <folder> <image>`.\n",
+        ]
     )
 
 

@@ -1,23 +1,57 @@
 """Checkpoints: what a run has finished, so that after an interruption it goes on as if there had
 been none."""
 
-import csv
 import hashlib
 import io
 import json
 import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..disk.whole import shorten, whole_write, writable_folder
-from ..engine.compat import fastai, load_tensors
+from ..disk.whole import StrPath, shorten, whole_write, writable_folder
+from ..engine.compat import load_tensors
 from ..errors import InputError
+from ..recipe import Recipe
+from . import events
 
 FORMAT = "hcd-checkpoint-1"
+SECONDS_BETWEEN_SAVES = 30
+
+
+class Step:
+    """One step of a run: nothing of it is kept, and whatever it draws is drawn now.
+
+    The step of a run that can be resumed is a `KeptStep`; what uses one need not know which.
+    """
+
+    def load(self, read: Callable[[dict], Any]) -> Any:
+        """Return what `read` makes of what an earlier process has kept; None where it kept
+        nothing."""
+        return None
+
+    def save(self, **content: Any) -> None:
+        """Keep what the step has done, with the generators as they are now."""
+
+    def save_now_and_then(self, content: Callable[[], dict]) -> None:
+        """Keep what `content` returns, where it is half a minute since the last time."""
+
+    def tell(self, text: str) -> None:
+        """Tell whoever watches the run."""
+
+
+class NoCheckpoints:
+    """What stands in for `Checkpoints` where nothing is to be kept."""
+
+    def step(self, name: str, data, call=dict, redraws: bool = False) -> Step:
+        """Return a step that keeps nothing."""
+        return Step()
 
 
 class Checkpoints:
@@ -29,34 +63,74 @@ class Checkpoints:
         recipe, dataset: what a resumed run must have in common with the interrupted one.
         resume: go on from the files that an earlier process left. False starts afresh and never
             reads a file.
+        pixels: see `pixel_digests`, of the training and then the test patches; a resumed run must
+            have the same ones. None leaves them unchecked.
     Raises:
         InputError: the files are of another recipe or another data set; says what differs. OSError:
             folder cannot be written.
     """
 
-    def __init__(self, folder, recipe, dataset, resume=False):
-        self.folder, self.resume, self.written = writable_folder(folder), resume, set()
+    def __init__(
+        self,
+        folder: StrPath,
+        recipe: Recipe,
+        dataset: Any,
+        resume: bool = False,
+        pixels: np.ndarray | None = None,
+    ) -> None:
+        self.folder, self.resume = writable_folder(folder), resume
+        self.written: set[str] = set()
         # as JSON has it, so that what was saved compares equal to what is now
-        self.identity = json.loads(
-            json.dumps(
-                {
-                    **asdict(recipe),
-                    "labelled patches": len(dataset.labels),
-                    "test patches": len(dataset.test_ids),
-                    "data fingerprint": dataset.fingerprint,
-                },
-                default=lambda value: getattr(value, "__qualname__", repr(value)),
-            )
+        self.identity = _as_json(
+            {
+                **asdict(recipe),
+                "labelled patches": len(dataset.labels),
+                "test patches": len(dataset.test_ids),
+                "data fingerprint": dataset.fingerprint,
+            }
         )
-        if self.load("start") is None:
-            self.save("start")
+        begun = self.load("start")
+        if begun is None:
+            kept = {} if pixels is None else {"pixels": torch.from_numpy(pixels.copy())}
+            self.save("start", **kept)
+        elif pixels is not None and "pixels" in begun:
+            with self.reading("start"):
+                self._require_pixels(begun["pixels"].numpy(), pixels, dataset)
+        events.tell("begun", pixels_sha256=pixels is not None and _sha256(pixels))
 
-    def save(self, name, call=None, data=None, **content):
-        """Write the checkpoint of a step, whole, with the generators as they are now.
+    def _require_pixels(self, before, pixels, dataset):
+        """Require the patches that the run began with, pixel by pixel."""
+        for row in np.flatnonzero((before != pixels).any(1)):
+            path = [*dataset.train_paths, *dataset.test_paths][row]
+            raise InputError(
+                f"{path} has other pixels than when this run began; restore the data set, or start"
+                " a new run in another folder"
+            )
+
+    def step(self, name: str, data: Any, call: Any = dict, redraws: bool = False) -> "Step":
+        """Return the step of a name.
+
+        Args:
+            name: of its file. data: the databunch in use. call: function that returns what the
+                step was called with, a dict; a resumed one must be called with the same.
+            redraws: all that the step draws it draws at its start, and again when it is resumed.
+        """
+        return KeptStep(self, name, data, call(), redraws)
+
+    def save(
+        self,
+        name: str,
+        call: Any = None,
+        data: Any = None,
+        generators: dict | None = None,
+        **content: Any,
+    ) -> None:
+        """Write the checkpoint of a step, whole.
 
         Args:
             name: of the step. call: what the step was called with, a dict. data: the databunch in
-                use. content: what it has done.
+                use. generators: their states; None takes them as they are now. content: what it
+                has done.
         """
         kept = io.BytesIO()
         torch.save(
@@ -64,7 +138,7 @@ class Checkpoints:
                 "format": FORMAT,
                 "identity": self.identity,
                 "call": call or {},
-                "generators": _generator_states(data),
+                "generators": generators or _generator_states(data),
                 **content,
             },
             kept,
@@ -73,14 +147,14 @@ class Checkpoints:
             file.write(kept.getbuffer())
         self.written.add(name)
 
-    def load(self, name, call=None, data=None):
+    def load(self, name: str, call: Any = None, data: Any = None) -> Any:
         """Return what an earlier process saved of a step, and set every generator as it was then;
         None where there is nothing.
 
         Raises:
             InputError: a damaged file, or one of another recipe, data set or call.
         """
-        path, call = self.path(name), call or {}
+        path = self.path(name)
         if not self.resume or name in self.written or not path.is_file():
             return None
         content = load_tensors(path)
@@ -89,29 +163,37 @@ class Checkpoints:
                 f"{path} is no checkpoint of this hcd; start a new run in another folder"
             )
         with self.reading(name):
-            found = {**content["identity"], **content["call"]}
-        for field, value in {**self.identity, **call}.items():
+            identity = {**DEFAULTS, **content["identity"]}
+            found = {**identity, **content["call"]}
+            unknown = sorted(identity.keys() - self.identity.keys())
+        for field in unknown:
+            raise InputError(
+                f"{path} has the unknown field {field!r}; install the hcd that wrote it, or start a"
+                " new run in another folder"
+            )
+        for field, value in {**self.identity, **(call or {})}.items():
             if field not in found or found[field] != value:
                 was, now = (shorten(repr(given), 80) for given in (found.get(field), value))
                 raise InputError(
                     f"{path} belongs to a run with {field}={was} and this one has {now}; use the"
-                    " same recipe, data and call to resume it, or start a new run in another"
-                    " folder"
+                    " same recipe, data and call to resume it, or start a new run in another folder"
                 )
         with self.reading(name):
             _set_generators(content["generators"], data)
         return content
 
-    def path(self, name):
+    def path(self, name: str) -> Path:
         """Return the file of a step."""
         return self.folder / f"{name}.pth"
 
     @contextmanager
-    def reading(self, name):
+    def reading(self, name: str) -> Iterator[None]:
         """Take every error for a sign that the checkpoint of a step does not hold what it
         should."""
         try:
             yield
+        except InputError:
+            raise
         except (
             LookupError,
             TypeError,
@@ -126,109 +208,58 @@ class Checkpoints:
                 f" {reason}); start a new run in another folder"
             ) from error
 
-    def callback(self, learner, name):
+    def callback(self, learner: Any, name: str) -> Any:
         """Return a fastai callback for one `fit`: it saves at the end of each epoch, and resumes
         after the last one saved."""
+        from .fit import FitCheckpoint  # which needs this module
+
         return FitCheckpoint(learner, self, name)
 
 
-class FitCheckpoint(fastai.basic_train.LearnerCallback):
-    """Save a fit at every epoch's end, with its history as history_<name>.csv; go on where an
-    interrupted one was saved."""
+class KeptStep(Step):
+    """A step whose work is kept in a checkpoint."""
 
-    _order = 100  # after the recorder and the schedule
+    def __init__(self, checkpoints: Checkpoints, name: str, data, call: dict, redraws: bool):
+        self.checkpoints, self.name, self.data, self.call = checkpoints, name, data, call
+        self.redraws = redraws
+        self.begun: dict | None = None
+        self.saved = time.monotonic()
 
-    def __init__(self, learn, checkpoints, name):
-        super().__init__(learn)
-        # 0.98 is what fastai's own smoothed loss has
-        self.checkpoints, self.name, self.smoothed = (
-            checkpoints,
-            name,
-            fastai.callback.SmoothenValue(0.98),
-        )
-        self.call = {
-            "split": split_digest(learn.data),
-            "batches an epoch": len(learn.data.train_dl),
-        }
+    def load(self, read):
+        """Return what `read` makes of what was kept, every generator as it was then."""
+        kept = self.checkpoints.load(self.name, self.call, self.data)
+        found = None
+        if kept is not None:
+            with self.checkpoints.reading(self.name):
+                if "random" in kept:  # hcd 0.1.0 kept what averaged passes redraw from by itself
+                    random.setstate(kept["random"])
+                found = read(kept)
+        self.begun = _generator_states(self.data) if self.redraws else None
+        return found
 
-    def on_train_begin(self, n_epochs, pbar, **kwargs):
-        """Find out where to begin; fastai then has every callback jump to that epoch."""
-        self.call["epochs"], self.resumed = n_epochs, False
-        self.kept = self.checkpoints.load(self.name, self.call, self.learn.data)
-        if self.kept is None:
-            return None
-        done = self.kept.get("epoch")
-        if type(done) is not int or not 0 < done <= n_epochs:
-            raise InputError(
-                f"{self.checkpoints.path(self.name)} is of epoch {done!r} of {n_epochs}; start a"
-                " new run in another folder"
-            )
-        pbar.main_bar.gen = range(done, n_epochs)
-        pbar.main_bar.total += done  # fastai takes it off, for loops that it shortens itself
-        print(f"{self.name}: going on after epoch {done} of {n_epochs}")
-        return {"epoch": done, "iteration": done * self.call["batches an epoch"]}
+    def save(self, **content):
+        """Keep what the step has done."""
+        self.checkpoints.save(self.name, self.call, self.data, self.begun, **content)
+        self.saved = time.monotonic()
 
-    def jump_to_epoch(self, epoch):
-        """Put model, optimiser, history and smoothed loss back."""
-        with self.checkpoints.reading(self.name):
-            learn, recorder, kept = self.learn, self.learn.recorder, self.kept["recorder"]
-            learn.model.load_state_dict(self.kept["model"])
-            learn.opt.load_state_dict(self.kept["opt"])
-            for scaler, state in zip(self._scalers(), self.kept["scalers"]):
-                scaler.load_state_dict(state)
-            recorder.losses, recorder.val_losses = (
-                list(kept["losses"].unbind()),
-                [np.float32(loss) for loss in kept["val_losses"]],
-            )
-            for name in ("lrs", "moms", "metrics", "nb_batches"):
-                setattr(recorder, name, kept[name])
-            self.smoothed.n, self.smoothed.mov_avg = self.kept["smoothed"]
-        # a second model and optimiser state would stay in memory for the rest of the fit
-        self.resumed, self.kept = True, None
+    def save_now_and_then(self, content):
+        """Keep what `content` returns, where it is half a minute since the last time."""
+        if time.monotonic() - self.saved > SECONDS_BETWEEN_SAVES:
+            self.save(**content())
 
-    def on_backward_begin(self, last_loss, **kwargs):
-        """Follow the smoothed loss; after a resume fastai's own has forgotten the epochs before."""
-        self.smoothed.add_value(last_loss.float().detach().cpu())
-        if self.resumed:
-            self.learn.recorder.losses[-1] = self.smoothed.smooth
-            return {"smooth_loss": self.smoothed.smooth}
-        return None
+    def tell(self, text):
+        """Tell whoever watches the run."""
+        events.tell("step", text=text)
 
-    def on_epoch_end(self, epoch, **kwargs):
-        """Save everything, and before it the history as a table: a kill between the two has the
-        epoch done again, row and all."""
-        learn, recorder = self.learn, self.learn.recorder
-        losses = [float(loss) for loss in recorder.val_losses]
-        history = {
-            "losses": torch.stack(recorder.losses),
-            "val_losses": losses,
-            "lrs": recorder.lrs,
-            "moms": recorder.moms,
-            "metrics": recorder.metrics,
-            "nb_batches": recorder.nb_batches,
-        }
-        ends = np.cumsum(recorder.nb_batches) - 1
-        with whole_write(Path(learn.path) / f"history_{self.name}.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["epoch", "train_loss", "valid_loss", *recorder.metrics_names])
-            for row, end in enumerate(ends):
-                numbers = [recorder.losses[end], losses[row], *recorder.metrics[row]]
-                writer.writerow([row, *(f"{float(number):.6f}" for number in numbers)])
-        self.checkpoints.save(
-            self.name,
-            self.call,
-            learn.data,
-            epoch=epoch + 1,
-            model=learn.model.state_dict(),
-            opt=learn.opt.state_dict(),
-            recorder=history,
-            smoothed=(self.smoothed.n, self.smoothed.mov_avg),
-            scalers=[scaler.state_dict() for scaler in self._scalers()],
-            best={"epoch": int(np.argmin(losses)), "valid_loss": min(losses)},
-        )
 
-    def _scalers(self):
-        return [callback.scaler for callback in self.learn.callbacks if hasattr(callback, "scaler")]
+def _as_json(content):
+    return json.loads(
+        json.dumps(content, default=lambda value: getattr(value, "__qualname__", repr(value)))
+    )
+
+
+# a checkpoint that was written before a recipe field existed was of that field's default
+DEFAULTS = _as_json({field.name: field.default for field in fields(Recipe)})
 
 
 def split_digest(data):
@@ -246,8 +277,12 @@ def weights_digest(model):
     return digest.hexdigest()
 
 
+def _sha256(pixels) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+
+
 def _generator_states(data):
-    numpy_state = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),

@@ -2,13 +2,60 @@
 
 import os
 import shlex
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..disk.whole import fcntl, take_lock, unwritable, writable_folder
+from ..disk.locks import take_lock
+from ..disk.whole import (
+    StrPath,
+    refuse_link,
+    refuse_links,
+    sweep_parts,
+    unwritable,
+    writable_folder,
+)
+from .events import RUN
+
+# whatever a run writes; * stands for the model's name or the stage's
+NAMES = (
+    "walkthrough.ipynb",
+    "walkthrough.html",
+    "run.json",
+    "events.jsonl",
+    "metrics.json",
+    "README.md",
+    "data",
+    "figures",
+    "models",
+    "model",
+    "checkpoints",
+    "history_*.csv",
+    "*_submission.csv",
+)
+# the command's lock, and that of the notebook's process, which may outlive a killed command
+LOCKS = (".lock", ".lock-notebook")
+_held: dict[Path, object] = {}  # locks of this process, by file; they end with it
 
 
-def new_run_folder(parent, name="run"):
+def own_checkout() -> Path | None:
+    """Return the checkout that hcd runs from; None where it was installed without one."""
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "notebooks/walkthrough.ipynb").is_file() else None
+
+
+def outputs_folder() -> Path:
+    """Return where runs go by default: outputs/ of hcd's own checkout for who works in it, else
+    outputs/ beside the working folder; never a folder above that is somebody else's."""
+    checkout, here = own_checkout(), Path.cwd().resolve()
+    if checkout and here != checkout and checkout in here.parents:
+        return checkout / "outputs"
+    return Path("outputs")
+
+
+def new_run_folder(parent, name: str = "run") -> Path:
     """Make a folder of its own for one run, named by local date and time; never an existing one.
 
     Returns:
@@ -35,62 +82,120 @@ def new_run_folder(parent, name="run"):
     )
 
 
-def prepare_output(folder="", parent="outputs", resume=False, lock=True):
+def prepare_output(folder: StrPath = "", resume: bool = False) -> Path:
     """Make the folder that one run writes into, and keep other runs out of it as long as this
     process lives.
 
     Args:
-        folder: where to; "" makes a new one under `parent`. parent: used beside or above the
-            working folder, whichever is there.
-        resume: the folder holds an interrupted run, to go on with. lock: False only looks whether
-            another run is in it.
+        folder: where to; "" makes a new one, see `outputs_folder`.
+        resume: the folder holds an interrupted run, to go on with.
     Returns:
-        Path of a writable folder, which without `resume` holds no earlier run.
+        Path of a writable folder, which without `resume` holds nothing that a run writes.
     Raises:
-        FileExistsError: an earlier run's results lie there. BlockingIOError: a run that still lives
-            writes there.
-        FileNotFoundError: nothing to resume. OSError: it cannot be written.
+        FileExistsError: it holds something of the kind. BlockingIOError: a run that still lives
+            writes there. FileNotFoundError: nothing to resume. OSError: it cannot be written, or
+            holds links.
     """
-    if resume and not folder:
-        raise FileNotFoundError("resume needs the folder of the interrupted run; name it")
-    if resume and not Path(folder).is_dir():
-        raise FileNotFoundError(
-            f"{folder} is no folder, so there is no run to resume; name the folder that the run"
-            " wrote to"
-        )
-    outputs = Path("..", parent) if Path("..", parent).is_dir() else Path(parent)
-    folder = writable_folder(folder) if folder else new_run_folder(outputs)
-    for name in () if resume else ("metrics.json", "models", "model", "checkpoints"):
-        if (folder / name).exists():
-            raise FileExistsError(
-                f"{folder} holds an earlier run ({name}), which is never written over; name another"
-                f" folder, or go on with it if it was interrupted: {resume_command(folder)}"
-            )
-    _lock(folder, lock)
+    if resume:
+        _require_run(folder)
+    folder = Path(folder) if str(folder) else new_run_folder(outputs_folder())
+    if os.environ.get(RUN) == str(folder.resolve()):  # `hcd run` has checked, and locked, all but
+        _hold(folder, LOCKS[1:])
+        return folder
+    if resume:
+        refuse_links(folder)
+    else:
+        refuse_taken(folder)
+    _hold(writable_folder(folder), LOCKS)
+    sweep_parts(folder)
     return folder
 
 
-def resume_command(folder):
+@contextmanager
+def locked_output(folder, resume: bool = False) -> Iterator[Path]:
+    """Hold a run's folder for a command while the notebook's process writes into it.
+
+    Args, Raises: as `prepare_output`; "" is no folder here.
+    Yields:
+        the folder; nothing but the lock has been written. What is refused leaves it as it was.
+    """
+    if resume:
+        _require_run(folder)
+        refuse_links(folder)
+    folder, existed = Path(folder), Path(folder).is_dir()
+    if not resume:
+        refuse_link(folder)
+    writable_folder(folder)
+    locks = []
+    try:
+        for name in LOCKS:
+            locks.append(take_lock(folder / name, _held_by(folder)))
+        locks.pop().release()  # nobody's notebook is alive; from here on it is ours to take
+        if not resume:
+            refuse_taken(folder)
+        sweep_parts(folder)
+    except BaseException:
+        for lock in locks:
+            lock.release()
+        if not existed:
+            remove_run(folder)
+        raise
+    try:
+        yield folder
+    finally:
+        locks[0].release()
+
+
+def refuse_taken(folder) -> None:
+    """Require a folder to hold nothing that a run would write.
+
+    Raises:
+        FileExistsError: it does; names it.
+    """
+    for pattern in NAMES:
+        for found in sorted(Path(folder).glob(pattern)) if Path(folder).is_dir() else ():
+            raise FileExistsError(
+                f"{folder} holds {found.name}, which a run writes and which is never written over; "
+                "name an empty folder, or if an interrupted run lies there go on with it: "
+                f"{resume_command(os.path.relpath(folder))}"
+            )
+
+
+def remove_run(folder, keep_folder: bool = False) -> None:
+    """Remove what a refused run has written; `refuse_taken` made sure that nothing of it was there
+    before."""
+    for pattern in (*NAMES, *LOCKS):
+        for found in Path(folder).glob(pattern):
+            if found.is_dir() and not found.is_symlink():
+                shutil.rmtree(found)
+            else:
+                found.unlink()
+    if not keep_folder and not any(Path(folder).iterdir()):
+        Path(folder).rmdir()
+
+
+def resume_command(folder) -> str:
     """Return the command that goes on with a run, as a shell takes it."""
     return f"hcd run --resume {shlex.quote(str(folder))}"
 
 
-def _lock(folder, hold):
-    """Lock a folder for as long as this process lives; a process that is just being stopped gets a
-    moment to end."""
-    if fcntl is None:
-        return
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    for attempt in range(50):
-        try:
-            take_lock(descriptor, "lockf")
-            break
-        except OSError as error:
-            if attempt == 49:
-                os.close(descriptor)
-                raise BlockingIOError(
-                    f"another run is still writing into {folder}; stop it or name another folder"
-                ) from error
-            time.sleep(0.1)
-    if not hold:
-        os.close(descriptor)  # which unlocks
+def _require_run(folder) -> None:
+    if not str(folder):
+        raise FileNotFoundError("resume needs the folder of the interrupted run; name it")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no folder, so there is no run to resume; name the folder that the run"
+            " wrote to"
+        )
+
+
+def _hold(folder: Path, names) -> None:
+    """Lock a folder until this process ends; again is allowed, for cells are run again."""
+    for name in names:
+        path = folder.resolve() / name
+        if path not in _held:
+            _held[path] = take_lock(path, _held_by(folder))
+
+
+def _held_by(folder) -> str:
+    return f"another run is still writing into {folder}; stop it or name another folder"

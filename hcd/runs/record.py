@@ -1,7 +1,6 @@
 """The record of a run, run.json in its folder: all that it takes to do it again, to go on with it,
 or to doubt it."""
 
-import json
 import os
 import platform
 import re
@@ -18,8 +17,11 @@ from ..disk.whole import read_json, shorten, write_json
 from ..engine.compat import library_versions
 from ..errors import InputError
 from ..recipe import Recipe
+from . import events
+from .folder import own_checkout
 
 NAME, FORMAT, MOST_BYTES = "run.json", "hcd-run-1", 1 << 24
+MOST_WORKERS = 256
 PARAMETERS = {
     "data_folder": (str,),
     "recipe_changes": (dict,),
@@ -28,9 +30,6 @@ PARAMETERS = {
     "remove_outliers": (bool,),
     "back_to_stage1": (bool,),
 }  # of the notebook's first cell
-# a warning's first line and what follows of its text, but neither the line of code below it nor a
-# progress bar
-WARNING = re.compile(r"^.*\b\w*Warning:.*(?:\n(?!  |\s*$|.*%\||.*\b\w*Warning:).+)*", re.MULTILINE)
 
 
 def start_record(output, recipe, parameters, data_fingerprint=None):
@@ -97,7 +96,7 @@ def resume_record(folder, changes):
                 " that option or start a new run"
             )
     # of an attempt that was killed and could note none
-    _add_warnings(record, shown_warnings(Path(folder) / "walkthrough.ipynb"))
+    _add_warnings(record, told_warnings(folder))
     record["started"].append(_now())
     write_json(path, record)
     return record
@@ -128,13 +127,21 @@ def _check(record):
             and not all(isinstance(text, str) for text in record[name])
         ):
             raise InputError(f"its {name} is {record[name]!r}")
-    changes, workers = parameters["recipe_changes"], parameters["num_workers"]
-    if workers is not None and workers < 0:
-        raise InputError(f"its num_workers is {workers}")
-    recipe = Recipe(**record["recipe"])
+    _check_bounds(parameters)
+    changes = parameters["recipe_changes"]
+    recipe = Recipe.from_stored(record["recipe"])
     if recipe != (Recipe(**changes) if parameters["data_folder"] else Recipe.sample(**changes)):
         raise InputError("its recipe is not the one that its recipe_changes make")
     return recipe
+
+
+def _check_bounds(parameters):
+    """Require what a stranger's record would start to be within what a machine can have."""
+    workers, device = parameters["num_workers"], parameters["device"]
+    if workers is not None and not 0 <= workers <= MOST_WORKERS:
+        raise ValueError(f"its num_workers is {workers}")
+    if device is not None and not re.fullmatch(r"[a-z]{1,20}(:\d{1,3})?", device):
+        raise ValueError(f"its device is {device!r}")
 
 
 def note_end(output, record, noted, metrics=None):
@@ -142,32 +149,19 @@ def note_end(output, record, noted, metrics=None):
     and of a finished run the time.
 
     Args:
-        output: the run's folder, with the notebook as far as it was executed. noted: warnings of
-            this process, see `noted_warnings`.
+        output: the run's folder, with what its notebook told. noted: warnings of this process, see
+            `noted_warnings`.
         metrics: those of a finished run.
     """
-    _add_warnings(record, noted + shown_warnings(Path(output) / "walkthrough.ipynb"))
+    _add_warnings(record, noted + told_warnings(output))
     if metrics:
         record = {**record, "finished": _now(), "data_fingerprint": metrics["data_fingerprint"]}
     write_json(Path(output) / NAME, record)
 
 
-def shown_warnings(notebook):
-    """Return every warning that an executed notebook shows, source lines left out; none where there
-    is no notebook."""
-    if not notebook.is_file():
-        return []
-    try:
-        cells = json.loads(notebook.read_text("utf-8"))["cells"]
-        texts = [
-            "".join(output.get("text", ""))
-            for cell in cells
-            for output in cell.get("outputs", ())
-            if output.get("name") == "stderr"
-        ]
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return [f"{notebook} cannot be read, so what it warned of is lost"]
-    return WARNING.findall("\n".join(texts))
+def told_warnings(output) -> list:
+    """Return every warning that the notebook's processes of a run have told."""
+    return [str(event.get("text")) for event in events.read(output) if event["event"] == "warning"]
 
 
 @contextmanager
@@ -206,8 +200,8 @@ def _machine():
 def _git_commit():
     """Return the commit of the checkout that hcd runs from, None where it was installed without
     one."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
+    checkout = own_checkout()
+    if checkout is None or not (checkout / ".git").exists():
         return None
     try:
         commit, changes = (

@@ -187,7 +187,7 @@ def test_a_missing_column(copy_of_sample, refused, table, column):
         open_dataset(copy_of_sample)
 
 
-@pytest.mark.parametrize("label", ["2", "-1", "", "1.0", "yes", "nan", " 1", "0;"])
+@pytest.mark.parametrize("label", ["2", "-1", "", "yes", "nan", " 1", "0;"])
 def test_a_label_other_than_0_or_1(copy_of_sample, refused, label):
     path = copy_of_sample / "train_labels.csv"
     lines = rows(path)
@@ -435,3 +435,26 @@ def test_memory_grows_with_the_rows_and_stays_lean(tmp_path, monkeypatch):
             tracemalloc.stop()
         assert len(dataset.labels) == rows_
     assert used[1] < 1.2 * used[0] and max(used) < 600
+
+
+@pytest.mark.parametrize("suffix", [".TIF", ".tiff", ".png"])
+def test_files_with_another_suffix_are_named(copy_of_sample, refused, suffix):
+    for file in (copy_of_sample / "train").iterdir():
+        file.rename(file.with_suffix(suffix))
+    with refused(FileNotFoundError, copy_of_sample / "train", suffix, "<id>.tif"):
+        open_dataset(copy_of_sample)
+
+
+def test_labels_as_a_spreadsheet_writes_them(copy_of_sample, sample):
+    table = copy_of_sample / "train_labels.csv"
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([rows[0], *(f"{row}.0" for row in rows[1:])]) + "\n")
+    assert open_dataset(copy_of_sample).labels.equals(sample.labels)
+
+
+def test_answers_of_one_label_are_found_at_once(copy_of_sample, refused):
+    table = copy_of_sample / "test_labels.csv"
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([rows[0], *(f"{row[:-1]}1" for row in rows[1:])]) + "\n")
+    with refused(ValueError, table, "only label 1", "ROC curve", "move it away"):
+        open_dataset(copy_of_sample)

@@ -631,7 +631,7 @@ def test_a_part_of_files_that_have_changed_is_not_kept(root):
 def test_two_at_once_do_not_meet(copy_of_sample, refused):
     (copy_of_sample / "packed.part").mkdir()
     fcntl = pytest.importorskip("fcntl")
-    with open(copy_of_sample / "packed.part" / "patches.npy", "wb") as file:
+    with open(copy_of_sample / "packed.part" / ".lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with refused(BlockingIOError, copy_of_sample / "packed.part", "another `hcd pack`"):
             pack_dataset(copy_of_sample, progress=False)
@@ -676,3 +676,22 @@ def test_killed_half_way_it_goes_on_from_there(copy_of_sample, packed_root):
     assert 20 <= report.kept < 72 and contents(copy_of_sample / "packed") == contents(
         packed_root / "packed"
     )
+
+
+def test_a_file_that_changed_after_packing_is_found_among_all(copy_of_sample):
+    pack_dataset(copy_of_sample, progress=False)
+    first, second, *_ = sorted((copy_of_sample / "train").iterdir())
+    first.write_bytes(second.read_bytes())
+    report = pack_dataset(copy_of_sample, progress=False)
+    assert report.new and str(first) in report.replaced and "other pixels" in report.replaced
+    found = open_dataset(copy_of_sample).train_path(first.stem).pixels()
+    assert np.array_equal(found, read_image(second))
+
+
+def test_a_part_is_kept_up_to_the_first_file_that_changed(packed_root, tmp_path):
+    root = shutil.copytree(packed_root, tmp_path / "data")
+    os.rename(root / "packed", root / "packed.part")
+    (root / "packed.part/index.json").unlink()
+    files = sorted((root / "train").iterdir())
+    files[7].write_bytes(files[8].read_bytes())
+    assert pack_dataset(root, progress=False).kept == 7

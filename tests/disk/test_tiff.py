@@ -82,3 +82,61 @@ def test_damaged_directories_give_none_or_bytes_of_the_file():
             inside = pixels.tobytes() in bytes(damaged)
             assert inside
     assert 0 < kept < 20000
+
+
+def plain_file(rgb, before=b"", **changes):
+    """A TIFF with its tags before its pixels, some of them changed or added by number."""
+    height, width = rgb.shape[:2]
+    tags = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 278: height, 284: 1}
+    tags.update({int(name[1:]): value for name, value in changes.items()})
+    texts = {270: b"made for the test\0", 305: b"software\0"}
+    count = len(tags) + len(texts) + 3
+    place = 8 + 2 + 12 * count + 4
+    rows, data = {tag: struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items()}, b""
+    for tag, text in texts.items():
+        rows[tag] = struct.pack("<HHII", tag, 2, len(text), place + len(data))
+        data += text
+    rows[258] = struct.pack("<HHII", 258, 3, 3, place + len(data))
+    data += struct.pack("<3H", 8, 8, 8)
+    rows[273] = struct.pack("<HHII", 273, 4, 1, place + len(data))
+    rows[279] = struct.pack("<HHII", 279, 4, 1, rgb.size)
+    head = b"II*\0" + struct.pack("<IH", 8, count)
+    return head + b"".join(rows[tag] for tag in sorted(rows)) + bytes(4) + data + rgb.tobytes()
+
+
+def test_tags_before_the_pixels_are_read_and_remembered():
+    from hcd.disk import tiff as module
+
+    module._one_strip.cache_clear()
+    for seed in range(5):
+        rgb = noise(96, 96, seed)
+        content = plain_file(rgb)
+        assert np.array_equal(plain_rgb(content), rgb)
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(decoded[..., ::-1], rgb)
+    assert module._one_strip.cache_info().hits == 4
+
+
+def test_other_sample_sizes_in_one_file_of_a_set_are_noticed():
+    content = plain_file(noise(96, 96))
+    assert plain_rgb(content) is not None
+    place = content.index(struct.pack("<3H", 8, 8, 8))
+    other = content[:place] + struct.pack("<3H", 8, 8, 4) + content[place + 6 :]
+    assert plain_rgb(other) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"t266": 2}, {"t278": 10}, {"t278": 0}, {"t274": 6}, {"t317": 2}, {"t338": 1}, {"t330": 9}]
+    + [{"t322": 96}, {"t254": 1}, {"t32997": 1}, {"t700": 3}],
+    ids=str,
+)
+def test_a_layout_tag_that_is_not_understood_is_for_a_real_decoder(change):
+    rgb = noise(96, 96)
+    assert plain_rgb(plain_file(rgb, **change)) is None
+    assert plain_rgb(plain_file(rgb)) is not None
+
+
+def test_harmless_tags_stay_on_the_fast_way():
+    rgb = noise(96, 96)
+    assert np.array_equal(plain_rgb(plain_file(rgb, t296=2, t297=0, t266=1, t254=0)), rgb)

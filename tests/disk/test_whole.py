@@ -3,20 +3,20 @@ another."""
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT
 
-from hcd import prepare_output, write_json
-from hcd.disk import whole as files
+from hcd import write_json
+from hcd.disk import whole
 from hcd.disk.whole import empty_folder, whole_write, writable_folder
-from hcd.runs.folder import new_run_folder
 
 
 def write(path, content):
@@ -50,9 +50,11 @@ def tiny_disk(tmp_path):
 
 def test_it_writes_bytes_and_text_and_leaves_nothing_beside(tmp_path):
     write(tmp_path / "a", b"\0\1")
-    with whole_write(tmp_path / "b", "w", encoding="latin-1", newline="") as file:
+    with whole_write(tmp_path / "b", "w", newline="") as file:
         file.write("é\n")
-    assert (tmp_path / "a").read_bytes() == b"\0\1" and (tmp_path / "b").read_bytes() == b"\xe9\n"
+    assert (tmp_path / "a").read_bytes() == b"\0\1" and (
+        tmp_path / "b"
+    ).read_bytes() == b"\xc3\xa9\n"
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
@@ -89,29 +91,6 @@ def test_an_interruption_leaves_the_older_file_and_nothing_beside(tmp_path, erro
         file.write(b"ne")
         raise error
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
-
-
-def test_a_kill_at_any_moment_leaves_the_older_file_or_the_new_one(tmp_path):
-    path, size = tmp_path / "a", 300_000
-    path.write_bytes(b"\0" * size)
-    code = (
-        "import importlib.util; spec = importlib.util.spec_from_file_location('files',"
-        f" {files.__file__!r}); files = importlib.util.module_from_spec(spec);"
-        " spec.loader.exec_module(files); number = 0\nwhile True:\n number += 1\n with"
-        f" files.whole_write({str(path)!r}) as file:\n  for _ in range(10):"
-        f" file.write(bytes([number % 256]) * {size // 10})\n  if number == 1: print(flush=True)"
-    )
-    seen = set()
-    for attempt in range(6):
-        with subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE) as writer:
-            writer.stdout.readline()
-            time.sleep(0.004 * attempt)
-            writer.send_signal(signal.SIGKILL)
-        content = path.read_bytes()
-        assert len(content) == size and len(set(content)) == 1
-        assert all(name.endswith(".part") for name in os.listdir(tmp_path) if name != "a")
-        seen.add(content[0])
-    assert len(seen) > 1
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -153,7 +132,7 @@ def nn_of(count):
     return torch.nn.Linear(count, 1)
 
 
-def test_places_that_cannot_be_written(tmp_path, refused):
+def test_places_that_cannot_be_written(tmp_path, refused, monkeypatch):
     (tmp_path / "file").write_bytes(b"kept")
     for path in (
         tmp_path / "file" / "a",
@@ -163,14 +142,138 @@ def test_places_that_cannot_be_written(tmp_path, refused):
     ):
         with refused(OSError, path, "cannot be written", "name another place"):
             write(path, b"x")
+    monkeypatch.setattr(os, "open", fail_with(errno.EACCES))  # root may write everywhere
+    with refused(PermissionError, tmp_path / "a", "Permission denied"):
+        write(tmp_path / "a", b"x")
+    monkeypatch.undo()
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"kept"
 
 
-def test_a_folder_without_permission(tmp_path, monkeypatch, refused):
-    # the tests may run as root, whom permissions do not bind
-    monkeypatch.setattr("builtins.open", fail_with(errno.EACCES))
-    with refused(PermissionError, tmp_path / "a", "Permission denied"):
-        write(tmp_path / "a", b"x")
+WRITER = """
+import sys
+from hcd.disk.whole import whole_write
+number = 0
+while True:
+    number += 1
+    with whole_write(sys.argv[1]) as file:
+        for _ in range(10):
+            file.write(bytes([number % 256]) * 30_000)
+            print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 9, 10, 11, 25])
+def test_a_kill_at_any_moment_leaves_the_older_file_or_the_new_one(tmp_path, lines):
+    """Killed after so many tenths of files have been written, however long that takes."""
+    path = tmp_path / "a"
+    path.write_bytes(b"\0" * 300_000)
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=CHECKOUT) as writer:
+        told = [int(writer.stdout.readline()) for _ in range(lines)]
+        writer.send_signal(signal.SIGKILL)
+    content = path.read_bytes()
+    assert len(content) == 300_000 and len(set(content)) == 1
+    assert content[0] >= told[-1] - 1  # what was whole by then stays
+    whole.sweep_parts(tmp_path)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_the_body_raises_comes_out_as_it_is(tmp_path):
+    mine = OSError(errno.ENOSPC, "another disk's")
+    with pytest.raises(OSError) as caught, whole_write(tmp_path / "a", "w"):
+        raise mine
+    assert caught.value is mine and os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_in_the_body_is_told_of_this_file(tiny_disk, refused):
+    reached = []
+    with refused(OSError, tiny_disk / "a", "No space left"), whole_write(tiny_disk / "a") as file:
+        for _ in range(20):
+            file.write(bytes(10_000))
+            reached.append(1)
+    assert len(reached) < 20 and os.listdir(tiny_disk) == []
+
+
+def test_writers_in_threads_and_processes_never_share_a_temporary_file(tmp_path):
+    """Each file is of one writer alone, whole, at any time."""
+    path = tmp_path / "shared"
+
+    def write_many(number):
+        for _ in range(40):
+            write(path, bytes([number]) * 50_000)
+            assert len(set(path.read_bytes())) == 1
+            writable_folder(tmp_path / "folder")
+
+    def process(number):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write_many, range(number, number + 4)))
+
+    children = [
+        multiprocessing.get_context("fork").Process(target=process, args=(n,)) for n in (0, 4)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    assert sorted(os.listdir(tmp_path)) == ["folder", "shared"]
+    assert os.listdir(tmp_path / "folder") == []
+
+
+def test_names_up_to_the_file_systems_limit(tmp_path):
+    write(tmp_path / ("n" * 255), b"x")
+    assert os.listdir(tmp_path) == ["n" * 255]
+
+
+def test_an_older_files_permissions_stay_and_a_new_one_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "a", b"old")
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+        (tmp_path / "a").chmod(0o604)
+        write(tmp_path / "a", b"new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o604
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links here")
+def test_links_in_a_folder_that_is_written_are_found(tmp_path, refused):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "mine/deep").mkdir(parents=True)
+    whole.refuse_links(tmp_path / "mine")
+    (tmp_path / "mine/deep/link").symlink_to(tmp_path / "victim")
+    with refused(OSError, "mine/deep/link", "is a link to", "name the place itself"):
+        whole.refuse_links(tmp_path / "mine")
+    with refused(OSError, "mine/deep/link"):
+        writable_folder(tmp_path / "mine/deep/link")
+    assert os.listdir(tmp_path / "victim") == []
+
+
+def test_sweeping_takes_only_what_is_ours(tmp_path):
+    part = tmp_path / whole.PART.format("0123456789abcdef")
+    for path in (part, tmp_path / ".hcd-mine.part", tmp_path / "a.part"):
+        path.touch()
+    whole.sweep_parts(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hcd-mine.part", "a.part"]
+
+
+@pytest.mark.parametrize("make", [writable_folder, empty_folder])
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, refused, make):
+    (tmp_path / "file").write_bytes(b"kept")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path, words in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "link", "is a link"),
+        (tmp_path / "file" / "deeper", "cannot be written"),
+        (tmp_path / ("n" * 300), "File name too long"),
+    ):
+        with refused(OSError, path, words):
+            make(path)
+    assert (tmp_path / "file").read_bytes() == b"kept"
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail_with(errno.EROFS))
+    with refused(OSError, tmp_path, "Read-only file system"):
+        make(tmp_path / "new")
 
 
 # JSON
@@ -191,86 +294,6 @@ def test_what_is_no_json_leaves_the_older_file(tmp_path, content):
 
 
 # folders
-
-
-def test_every_run_gets_a_folder_of_its_own(tmp_path):
-    with ThreadPoolExecutor(8) as pool:
-        folders = list(
-            pool.map(lambda _: new_run_folder(tmp_path / "outputs", "sample"), range(40))
-        )
-    assert len(set(folders)) == 40 and all(
-        folder.is_dir() and not os.listdir(folder) for folder in folders
-    )
-    assert all(
-        time.strftime("%Y%m%d") in folder.name and "-sample" in folder.name for folder in folders
-    )
-
-
-def test_without_a_name_the_run_goes_under_outputs_beside_or_above(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert prepare_output().parent == Path("outputs") and (tmp_path / "outputs").is_dir()
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert prepare_output().resolve().parent == tmp_path / "outputs"
-    assert len(os.listdir(tmp_path / "outputs")) == 2 and not os.listdir(tmp_path / "notebooks")
-
-
-@pytest.mark.parametrize("name", ["metrics.json", "models", "model"])
-def test_an_earlier_run_is_never_written_over(tmp_path, refused, name):
-    (tmp_path / "notes.txt").touch()
-    assert (
-        prepare_output(tmp_path) == tmp_path and prepare_output(str(tmp_path / "a" / "b")).is_dir()
-    )
-    (tmp_path / name).mkdir()
-    with refused(FileExistsError, tmp_path, name, "never written over"):
-        prepare_output(tmp_path)
-
-
-@pytest.mark.parametrize("make", [prepare_output, writable_folder, empty_folder])
-def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch, refused, make):
-    (tmp_path / "file").write_bytes(b"kept")
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for path, words in (
-        (tmp_path / "file", "is a file"),
-        (tmp_path / "link", "is a file"),
-        (tmp_path / "file" / "deeper", "cannot be written"),
-        (tmp_path / ("n" * 300), "File name too long"),
-    ):
-        with refused(OSError, path, words, "name a"):
-            make(path)
-    assert (tmp_path / "file").read_bytes() == b"kept"
-    monkeypatch.setattr(Path, "touch", fail_with(errno.EROFS))
-    with refused(OSError, tmp_path, "Read-only file system"):
-        make(tmp_path / "new")
-
-
-@pytest.mark.parametrize(
-    "number", {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}, ids=os.strerror
-)
-def test_a_file_system_without_locks_takes_a_run(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(pytest.importorskip("fcntl"), "lockf", fail_with(number))
-    monkeypatch.setattr(
-        time, "sleep", lambda seconds: pytest.fail("waits for a lock that nobody holds")
-    )
-    assert prepare_output(tmp_path) == tmp_path
-
-
-@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
-def test_a_lock_that_another_run_holds_is_waited_for(tmp_path, monkeypatch, refused, number):
-    waited = []
-    monkeypatch.setattr(pytest.importorskip("fcntl"), "lockf", fail_with(number))
-    monkeypatch.setattr(time, "sleep", waited.append)
-    with refused(BlockingIOError, tmp_path, "another run is still writing"):
-        prepare_output(tmp_path)
-    assert 4 < sum(waited) < 6
-
-
-def test_a_parent_that_is_a_file(tmp_path, refused):
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for parent in (tmp_path / "file", tmp_path / "link"):
-        with refused(OSError, parent, "name a"):
-            new_run_folder(parent)
 
 
 def test_empty_folder_wants_nothing_in_it_and_leaves_nothing(tmp_path, refused):

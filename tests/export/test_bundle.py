@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hcd import (
+    InputError,
     get_learner,
     load_bundle,
     load_export,
@@ -136,7 +137,7 @@ def test_predicting_leaves_random_generators_alone(saved, sample):
 def test_card_tells_all(saved, sample):
     card = read_json(saved)
     assert set(card) == set(RULES)
-    assert card["format"] == "hcd-model-1" and card["classes"] == ["negative", "tumour"]
+    assert card["format"] == "hcd-model-2" and card["classes"] == ["negative", "tumour"]
     assert card["recipe"]["arch"] == "squeezenet1_1" and card["recipe"]["crop_size"] == 90
     assert card["metrics"] == {"validation AUC": 0.987, "stage1": {"accuracy": 0.5}, "mean": [0.5]}
     assert card["data_fingerprint"] == "ab12"
@@ -149,6 +150,19 @@ def test_card_tells_all(saved, sample):
     ].startswith("4.")
     assert "Not a medical device" in card["limits"] and "same slides" in card["limits"]
     assert load_bundle(saved).card == card
+
+
+def test_the_card_says_spacing_licence_and_split(learner, tmp_path, refused):
+    numbers, splits = {"validation AUC": 0.987}, {"validation AUC": "random"}
+    folder = save_bundle(learner, tmp_path / "a", numbers, splits=splits, license="CC0-1.0")
+    card = load_bundle(folder).card
+    assert (card["spacing_um_px"], card["license"]) == (0.972, "CC0-1.0")
+    assert card["splits"] == splits
+    notes = (folder / "README.md").read_text()
+    assert "validation AUC: 0.987 (split: random)" in notes and "0.972" in notes
+    with refused(InputError, "'test AUC'", "no metric"):
+        save_bundle(learner, tmp_path / "b", numbers, splits={"test AUC": "other slides"})
+    assert not (tmp_path / "b").exists()
 
 
 def test_notes_are_for_people(saved):
@@ -232,7 +246,7 @@ def test_missing_field(folder, field):
 
 
 WRONG = {
-    "format": ["hcd-model-2", "hcd-model-0", 1, None, ["hcd-model-1"], "x" * 1000],
+    "format": ["hcd-model-3", "hcd-model-0", 1, None, ["hcd-model-2"], "x" * 1000],
     "classes": [["tumour", "negative"], ["negative"], "negative", None, ["cat", "dog"]],
     "recipe": [None, [], "densenet169", {}, 3],
     "metrics": [None, [], "0.99"],
@@ -242,6 +256,9 @@ WRONG = {
     "created": [None, 2024],
     "intended_use": [None, []],
     "limits": [None, {}],
+    "spacing_um_px": [None, 0, -1, 1e9, True, "0.972"],
+    "license": [None, 3],
+    "splits": [None, [], {"validation AUC": 1}],
 }
 
 
@@ -252,9 +269,9 @@ WRONG = {
 )
 def test_wrong_field(folder, field, value):
     write_json(folder, {**read_json(folder), field: value})
-    texts = {"format": "has format .* this hcd reads 'hcd-model-1'"}
-    if value == {} and field == "recipe":
-        texts["recipe"] = "recipe field 'arch' is missing"
+    texts = {"format": "has format .* this hcd reads 'hcd-model-2'"}
+    if value == {} and field == "recipe":  # all defaults: densenet169
+        texts["recipe"] = "bytes where the card's model needs"
     refused(folder, texts.get(field, f"field '{field}' is .* and not "))
 
 
@@ -311,7 +328,7 @@ def test_absurd_patch_size_builds_nothing_and_fits_no_patch(folder, sample):
         "[]",
         "null",
         "3",
-        '"hcd-model-1"',
+        '"hcd-model-2"',
         "[" * 100_000,
         '{"a":' * 100_000,
         "\ufeff{}",
@@ -559,6 +576,16 @@ def test_a_crop_too_small_for_the_network_is_refused_in_one_sentence(
     small = replace(bundle, recipe=replace(bundle.recipe, crop_size=4))
     with refused(ValueError, "crops of 4 px"):
         predict_image(small, sample.test_paths[0])
+
+
+def test_predict_image_takes_a_bundle_and_a_path(learner, sample, tmp_path, refused):
+    bundle = load_bundle(save_bundle(learner, tmp_path / "model"))
+    path = sample.test_paths[0]
+    with refused(TypeError, "Learner", "load_bundle"):
+        predict_image(learner, path)
+    for wrong in (Path(path).read_bytes(), np.zeros((96, 96, 3), np.uint8), torch.zeros(3, 96, 96)):
+        with refused(TypeError, type(wrong).__name__, "path"):
+            predict_image(bundle, wrong)
 
 
 def test_export_with_code_runs_it_only_when_trusted(tmp_path):

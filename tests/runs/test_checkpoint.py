@@ -19,6 +19,7 @@ from hcd import (
     sweep_weight_decay,
 )
 from hcd.engine.compat import load_tensors
+from hcd.runs import checkpoint
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -177,7 +178,7 @@ def test_a_run_interrupted_twice_and_in_the_averaged_passes(
         play(sample, recipe, split, tmp_path, cut=8, cut_in="stage1")
     with pytest.raises(PowerCut):
         play(sample, recipe, split, tmp_path, resume=True, cut=2, cut_in="stage2")
-    monkeypatch.setattr(predict, "SECONDS_BETWEEN_SAVES", -1)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_SAVES", -1)
     read, plain_apply = [], predict.apply_draw
 
     def cut_at_the_tenth_crop(*args):
@@ -284,7 +285,7 @@ def test_another_split_or_length_is_refused(sample, small_recipe, split, tmp_pat
 def test_averaged_passes_of_another_model_are_not_gone_on_with(
     databunch, sample, small_recipe, tmp_path, monkeypatch, refused
 ):
-    monkeypatch.setattr(predict, "SECONDS_BETWEEN_SAVES", -1)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_SAVES", -1)
     learner = get_learner(databunch, small_recipe, tmp_path)
     predict_tta(learner, 2, progress=False, checkpoints=Checkpoints(tmp_path, small_recipe, sample))
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 
 from hcd import Recipe
 from hcd.disk.whole import write_json
-from hcd.runs import record
+from hcd.runs import events, record
 
 PARAMETERS = {
     "data_folder": "",
@@ -23,6 +23,8 @@ PARAMETERS = {
 WRONG = [
     {"num_workers": "lots"},
     {"num_workers": -1},
+    {"num_workers": 10**6},
+    {"device": "cpu; rm"},
     {"num_workers": True},
     {"device": 3},
     {"data_folder": None},
@@ -35,12 +37,9 @@ WRONG = [
 ]
 
 
-def leave_notebook(folder, *texts):
-    outputs = [{"name": name, "text": text} for name, text in texts]
-    write_json(
-        folder / "walkthrough.ipynb",
-        {"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": outputs}]},
-    )
+def tell_warnings(folder, *texts):
+    for text in texts:
+        events.append(folder, "warning", text=text)
 
 
 def test_record_says_what_it_takes_to_run_again(tmp_path):
@@ -64,7 +63,7 @@ def test_git_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
             text=True,
         ).stdout.strip()
 
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "hcd" / "record.py"))
+    monkeypatch.setattr(record, "own_checkout", lambda: tmp_path)
     assert record._git_commit() is None
     git("init")
     (tmp_path / "file").write_text("one")
@@ -79,20 +78,9 @@ def test_git_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
 
 def test_the_end_keeps_every_warning_and_nothing_else(tmp_path):
     begun = record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
-    leave_notebook(
-        tmp_path,
-        ("stderr", "progress\n/a.py:3: UserWarning: odd\n  source line\n"),
-        ("stdout", "FakeWarning: no"),
-        (
-            "stderr",
-            [
-                "x.py:1: DeprecationWarning:\n",
-                "old\nand long\n",
-                " 40%|####    | 2/5\n",
-                "y.py:2: UserWarning: new\n",
-            ],
-        ),
-    )
+    tell_warnings(tmp_path, "/a.py:3: UserWarning: odd", "x.py:1: DeprecationWarning: old")
+    tell_warnings(tmp_path, "y.py:2: UserWarning: new", "/a.py:3: UserWarning: odd")
+    events.append(tmp_path, "step", text="FakeWarning: no")
     record.note_end(
         tmp_path, begun, ["z.py:9: UserWarning: of the command"], {"data_fingerprint": "abc"}
     )
@@ -100,7 +88,7 @@ def test_the_end_keeps_every_warning_and_nothing_else(tmp_path):
     assert kept["warnings"] == [
         "z.py:9: UserWarning: of the command",
         "/a.py:3: UserWarning: odd",
-        "x.py:1: DeprecationWarning:\nold\nand long",
+        "x.py:1: DeprecationWarning: old",
         "y.py:2: UserWarning: new",
     ]
     assert (
@@ -112,18 +100,21 @@ def test_the_end_keeps_every_warning_and_nothing_else(tmp_path):
 
 def test_warnings_of_failed_and_of_killed_attempts_are_kept_once(tmp_path):
     begun = record.start_record(tmp_path, Recipe.sample(), PARAMETERS)
-    leave_notebook(tmp_path, ("stderr", "a.py:1: UserWarning: first\n"))
+    tell_warnings(tmp_path, "a.py:1: UserWarning: first")
     record.note_end(tmp_path, begun, [])  # failed
     resumed = record.resume_record(tmp_path, {})
     assert resumed["warnings"] == ["a.py:1: UserWarning: first"] and not resumed["finished"]
-    leave_notebook(tmp_path, ("stderr", "a.py:1: UserWarning: second\n"))  # and killed
+    tell_warnings(tmp_path, "a.py:1: UserWarning: second")  # and killed
     assert record.resume_record(tmp_path, {})["warnings"] == [
         "a.py:1: UserWarning: first",
         "a.py:1: UserWarning: second",
     ]
-    for damaged in ("{", "[]", '{"cells": [1]}', "[" * 100_000):
-        (tmp_path / "walkthrough.ipynb").write_text(damaged)
-        assert "cannot be read" in record.shown_warnings(tmp_path / "walkthrough.ipynb")[0]
+    with open(tmp_path / "events.jsonl", "ab") as file:
+        file.write(b'{"event": "warn')  # torn by a kill
+    events.append(tmp_path, "attempt")
+    tell_warnings(tmp_path, "a.py:1: UserWarning: third")
+    assert record.told_warnings(tmp_path)[-1] == "a.py:1: UserWarning: third"
+    assert len(record.told_warnings(tmp_path)) == 3
 
 
 def test_warnings_of_this_process_are_noted_and_shown():

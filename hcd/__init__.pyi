@@ -1,0 +1,52 @@
+"""What editors and type checkers see of the names that `__init__.py` loads when first used."""
+
+from .data import CroppedImageList as CroppedImageList
+from .data import make_databunch as make_databunch
+from .data import stratified_split as stratified_split
+from .dataset.check import CheckReport as CheckReport
+from .dataset.check import check_dataset as check_dataset
+from .dataset.opened import Dataset as Dataset
+from .dataset.opened import open_dataset as open_dataset
+from .dataset.opened import pixel_digests as pixel_digests
+from .dataset.opened import verify_patches as verify_patches
+from .dataset.pack import PackedFolder as PackedFolder
+from .dataset.pack import PackedPatch as PackedPatch
+from .dataset.pack import copy_patch as copy_patch
+from .dataset.packer import PackReport as PackReport
+from .dataset.packer import pack_dataset as pack_dataset
+from .dataset.sample import make_sample as make_sample
+from .disk.whole import write_json as write_json
+from .engine.compat import Learner as Learner
+from .engine.device import set_rng_seed as set_rng_seed
+from .errors import InputError as InputError
+from .evaluate import score_predictions as score_predictions
+from .export.bundle import load_bundle as load_bundle
+from .export.bundle import load_export as load_export
+from .export.bundle import predict_image as predict_image
+from .export.bundle import save_bundle as save_bundle
+from .gradcam import get_heatmap as get_heatmap
+from .gradcam import grad_cam as grad_cam
+from .gradcam import hooked_backward as hooked_backward
+from .learner import check_machine as check_machine
+from .learner import get_learner as get_learner
+from .overview import choose_patches as choose_patches
+from .overview import plot_heatmap_overview as plot_heatmap_overview
+from .overview import plot_overview as plot_overview
+from .plots import plot_draws as plot_draws
+from .plots import plot_outliers as plot_outliers
+from .plots import plot_patches as plot_patches
+from .plots import plot_prediction as plot_prediction
+from .plots import plot_roc as plot_roc
+from .plots import plot_sweep as plot_sweep
+from .predict import predict_tta as predict_tta
+from .predict import write_submission as write_submission
+from .reader import read_cropped_image as read_cropped_image
+from .reader import read_image as read_image
+from .recipe import Recipe as Recipe
+from .runs.checkpoint import Checkpoints as Checkpoints
+from .runs.folder import prepare_output as prepare_output
+from .stats import channel_statistics as channel_statistics
+from .sweep import sweep_weight_decay as sweep_weight_decay
+from .walkthrough import run_walkthrough as run_walkthrough
+
+__version__: str

@@ -1,0 +1,203 @@
+"""`hcd run`: the notebook executed in a folder of its own, or an interrupted run gone on with."""
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import papermill
+import torch
+from nbclient.exceptions import DeadKernelError
+
+from .dataset.opened import open_dataset
+from .errors import InputError
+from .learner import check_machine
+from .recipe import Recipe
+from .runs import events
+from .runs.folder import (
+    locked_output,
+    new_run_folder,
+    outputs_folder,
+    remove_run,
+    resume_command,
+)
+from .runs.notebook import failed_cell, find_notebook, run_notebook
+from .runs.record import MOST_WORKERS, note_end, noted_warnings, resume_record, start_record
+from .runs.tidy import tidy_run
+
+
+def run(options) -> int:
+    """Execute the walkthrough, or go on with a run that was interrupted, and print the closing
+    table.
+
+    Args:
+        options: of the command line, see `cli`.
+    Returns:
+        exit code: 0 done, 1 failed on the way, 130 stopped.
+    Raises:
+        InputError, OSError: turned down before the run had begun; nothing of it is left.
+    """
+    _check_options(options)
+    start = _resumed_run if options.resume else _new_run
+    with noted_warnings() as noted, start(options) as (output, record):
+        print(f"writing to {output}", flush=True)
+        code, metrics = 0, None
+        try:
+            if not _is_complete(output):
+                resume = {"resume": True} if options.resume else {}
+                run_notebook(output, {**record["parameters"], **resume})
+                events.append(output, "complete")
+            metrics = json.loads((output / "metrics.json").read_text("utf-8"))
+            tidy_run(output, metrics["final_model"])
+        except InputError:
+            raise
+        except (
+            papermill.PapermillExecutionError,
+            DeadKernelError,
+            KeyboardInterrupt,
+            OSError,
+        ) as error:
+            code, line = _failure(error, output)
+            print(f"hcd: {' '.join(line.split())}", file=sys.stderr)
+        note_end(output, record, noted, metrics)
+    if metrics:
+        _print_table(metrics, output)
+    return code
+
+
+def _check_options(options):
+    """Turn down what no run can be started with."""
+    for name in ("data", "output", "resume"):
+        if getattr(options, name) == "":
+            raise InputError(
+                f'--{name} "" names nothing; give a folder, or leave --{name} out altogether'
+            )
+    if options.workers is not None and not 0 <= options.workers <= MOST_WORKERS:
+        raise InputError(f"--workers {options.workers} is no count; give 0 to {MOST_WORKERS}")
+    for flag in ("output", "remove_outliers", "back_to_stage1") if options.resume else ():
+        if getattr(options, flag):
+            raise InputError(
+                f"--{flag.replace('_', '-')} cannot be given with --resume, which goes on as it"
+                " began; leave it out"
+            )
+
+
+def _is_complete(output):
+    """Say whether the notebook came to its end; a kill may have come before the record's."""
+    return any(event["event"] == "complete" for event in events.read(output))
+
+
+def _failure(error, output):
+    """Return exit code and one sentence for a run that did not come to its end, with the command
+    that goes on with it where that can help."""
+    go_on = f"go on with: {resume_command(os.path.relpath(output))}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"stopped; {go_on}"
+    if isinstance(error, DeadKernelError):
+        return 1, (
+            "the notebook's process was killed, most often for want of memory; give less"
+            f" --batch-size or --workers in a new run, or {go_on}"
+        )
+    if isinstance(error, OSError):
+        return 1, f"{error}, and then {go_on}"
+    told = [event for event in events.read(output) if event["event"] == "failed"]
+    if told and told[-1].get("final"):
+        return 1, str(told[-1].get("text"))
+    return 1, (
+        f"{failed_cell(output, error)} failed with {error.ename}: {error.evalue}; its"
+        f" traceback is in {output / 'walkthrough.ipynb'}, and when that is mended, {go_on}"
+    )
+
+
+@contextmanager
+def _new_run(options):
+    """Check what the notebook will check too, before a kernel starts or a folder is made; yield the
+    folder and its record. Where the notebook turns it down after all, nothing of it is left."""
+    changes = recipe_changes(options)
+    recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
+    fingerprint = open_dataset(options.data).fingerprint if options.data else None
+    check_machine(recipe, options.device)
+    existed = bool(options.output) and Path(options.output).is_dir()
+    output = Path(options.output) if options.output else new_run_folder(outputs_folder())
+    output = output.resolve()
+    _refuse_own_places(output, options.data)
+    parameters = {
+        "data_folder": str(Path(options.data).resolve()) if options.data else "",
+        "recipe_changes": changes,
+        "num_workers": options.workers,
+        "device": options.device,
+        "remove_outliers": options.remove_outliers,
+        "back_to_stage1": options.back_to_stage1,
+    }
+    with locked_output(output):
+        try:
+            yield output, start_record(output, recipe, parameters, fingerprint)
+        except InputError:
+            remove_run(output, keep_folder=existed)
+            raise
+
+
+def _refuse_own_places(output, data):
+    """Keep a run out of the folder of its template and out of that of its data."""
+    places = {"the walkthrough itself": find_notebook().parent}
+    if data:
+        places["the data"] = Path(data)
+    for what, place in places.items():
+        if output == place.resolve():
+            raise InputError(
+                f"{output} holds {what}, and a run is never written there; name another"
+            )
+
+
+@contextmanager
+def _resumed_run(options):
+    """Yield the folder and the record of an interrupted run; what is asked for now must be what it
+    was run with."""
+    with locked_output(Path(options.resume).resolve(), resume=True) as output:
+        record = resume_record(output, recipe_changes(options))
+        parameters = record["parameters"]
+        if options.data:  # it may have moved; the checkpoints know whether it is the same
+            open_dataset(options.data)
+            parameters["data_folder"] = str(Path(options.data).resolve())
+        for name, value in (("num_workers", options.workers), ("device", options.device)):
+            if value is not None:
+                parameters[name] = value
+        check_machine(Recipe.from_stored(record["recipe"]), parameters["device"])
+        _tell_threads(record)
+        yield output, record
+
+
+def _tell_threads(record):
+    """Say where a run goes on with another number of threads than it began with."""
+    was, now = record["machine"].get("torch_threads"), torch.get_num_threads()
+    if was != now:
+        print(
+            f"this run began with {was} threads and goes on with {now}: sums are added up in"
+            f" another order, so its last digits may differ; OMP_NUM_THREADS={was} keeps them"
+        )
+
+
+def recipe_changes(options) -> dict:
+    """Return the recipe fields that were given on the command line."""
+    return {
+        field.name: getattr(options, field.name)
+        for field in fields(Recipe)
+        if getattr(options, field.name) is not None
+    }
+
+
+def _print_table(metrics, output):
+    rows = [
+        ("validation accuracy", f"{metrics['valid_accuracy']:.4f}"),
+        ("validation AUC", f"{metrics['valid_auc']:.4f}"),
+    ]
+    if "test_auc" in metrics:
+        rows.append(("test AUC", f"{metrics['test_auc']:.4f}"))
+    rows += [
+        (name, str(output / name))
+        for name in ("walkthrough.html", "figures", "model", "metrics.json")
+    ]
+    for name, value in rows:
+        print(f"{name:20} {value}")

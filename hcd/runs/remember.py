@@ -1,0 +1,124 @@
+"""What other callbacks remember of a fit, so that a resumed one ends as if it had never stopped.
+
+A callback's numbers, texts and tensors are its state: the best loss so far, how long it has waited.
+One that holds anything else cannot be put back and is refused by name before the fit begins.
+"""
+
+import types
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callbacks import TrackerCallback
+
+from ..disk.whole import whole_write
+from ..engine.compat import fastai
+from ..errors import InputError
+
+# rebuilt by fastai for every fit, or put back by FitCheckpoint itself
+REBUILT = {
+    "FitCheckpoint",
+    "Recorder",
+    "ShowGraph",
+    "OneCycleScheduler",
+    "LossScaler",
+    "AverageMetric",
+}
+# what callbacks hold that is no state of theirs: the learner, its parts, and what they were given
+NO_STATE = (
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    np.ufunc,
+    type,
+    torch.nn.Module,
+    fastai.callback.OptimWrapper,
+    fastai.basic_train.Learner,
+)
+FILES = {"CSVLogger": ("file", "path", "start_epoch")}  # by class, what `log_until` sees to
+PATHS = {"path"}
+
+
+def stateful_callbacks(callbacks) -> list:
+    """Return the callbacks that may remember something.
+
+    Raises:
+        InputError: one holds what cannot be kept; names it and the attribute.
+    """
+    found = [one for one in callbacks if type(one).__name__ not in REBUILT]
+    for one in found:
+        for name, value in _attributes(one).items():
+            if not _is_plain(value):
+                raise InputError(
+                    f"{type(one).__name__} holds {name}={type(value).__name__}, which a resumed fit"
+                    " could not put back; leave it out, or fit without Checkpoints.callback"
+                )
+    return found
+
+
+def states_of(callbacks) -> list:
+    """Return [class name, {attribute: value}] of each callback, for a checkpoint."""
+    states = []
+    for one in callbacks:
+        plain = {name: _plain(value) for name, value in _attributes(one).items()}
+        states.append([type(one).__name__, plain])
+    return states
+
+
+def restore_states(callbacks, states) -> None:
+    """Put back what `states_of` has returned; a callback that is new, such as one that stops the
+    fit for a test, begins afresh.
+
+    Raises:
+        ValueError: one that tracks the best loss is new, so it would not know the best so far.
+    """
+    left = [(name, attributes) for name, attributes in states]
+    for one in callbacks:
+        kept = next((state for state in left if state[0] == type(one).__name__), None)
+        if kept is None and isinstance(one, TrackerCallback):
+            raise ValueError(f"the fit began without {type(one).__name__}")
+        if kept is not None:
+            left.remove(kept)
+            vars(one).update(kept[1])
+
+
+def log_until(callbacks, epochs: int) -> None:
+    """Have each CSVLogger go on behind the rows of the epochs that are done."""
+    for one in callbacks:
+        if type(one).__name__ == "CSVLogger" and one.path.is_file():
+            rows = one.path.read_text("utf-8").splitlines(keepends=True)
+            kept = len(rows) - len([row for row in rows[1:] if _is_row_from(row, epochs)])
+            with whole_write(one.path, "w") as file:
+                file.writelines(rows[:kept])
+            one.append = True
+
+
+def _is_row_from(row: str, epoch: int) -> bool:
+    first = row.split(",")[0]
+    return not first.isdigit() or int(first) >= epoch
+
+
+def _attributes(callback) -> dict[str, Any]:
+    ours = FILES.get(type(callback).__name__, ())
+    # `_learn` is a weak reference to the learner
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if name not in (*ours, *PATHS, "_learn", "learn") and not isinstance(value, NO_STATE)
+    }
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    plain = (bool, int, float, str, type(None), np.generic, np.ndarray, torch.Tensor)
+    return isinstance(value, plain)
+
+
+def _plain(value):
+    """Return a value as a checkpoint can hold it, which loads no types of numpy's."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,229 @@
+"""In 1 to In 45 as one plain function: the notebook's twin, for scripts and tests.
+
+It does what the cells do, in their order and with the same draws, and leaves the same files; the
+figures are drawn and closed. Read the notebook for the why.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from fastai.metrics import accuracy
+from fastai.train import ClassificationInterpretation
+
+from .data import make_databunch, stratified_split
+from .dataset.opened import open_dataset, pixel_digests
+from .dataset.sample import make_sample
+from .disk.whole import StrPath, write_json
+from .engine.device import set_rng_seed
+from .evaluate import score_predictions
+from .export.bundle import load_bundle, predict_image, save_bundle
+from .gradcam import get_heatmap, hooked_backward
+from .learner import check_machine, get_learner
+from .overview import choose_patches, plot_heatmap_overview, plot_overview
+from .plots import plot_draws, plot_outliers, plot_patches, plot_prediction, plot_roc, plot_sweep
+from .predict import predict_tta, write_submission
+from .reader import read_cropped_image, read_image
+from .recipe import Recipe
+from .runs.checkpoint import Checkpoints
+from .runs.folder import prepare_output
+from .runs.tidy import tidy_run
+from .stats import channel_statistics
+from .sweep import sweep_weight_decay
+
+
+@dataclass
+class _Run:
+    """What the chapters hand on to each other, under the names that the notebook has for it."""
+
+    recipe: Recipe
+    output: Path
+    dataset: Any
+    checkpoints: Checkpoints
+    data: Any = None
+    learner: Any = None
+    interp: Any = None
+    final_model: str = ""
+    metrics: dict = field(default_factory=dict)
+
+    @property
+    def model_name(self) -> str:
+        arch = self.recipe.arch
+        return arch if isinstance(arch, str) else arch.__name__
+
+
+def run_walkthrough(
+    data_folder: StrPath = "",
+    recipe: Recipe | None = None,
+    output_folder: StrPath = "",
+    num_workers: int | None = None,
+    device: str | None = None,
+    remove_outliers: bool = False,
+    back_to_stage1: bool = False,
+    resume: bool = False,
+) -> dict:
+    """Run the whole walkthrough, and return what it comes to.
+
+    Args:
+        data_folder: the competition's folder; "" draws the synthetic sample.
+        recipe: its numbers; None takes the walkthrough's, or the sample's where that is drawn.
+        output_folder: where models, submission and metrics go; "" makes a new folder, see
+            `prepare_output`.
+        num_workers, device: see `make_databunch`.
+        remove_outliers: drop the too dark and too bright patches before the split (In 10).
+        back_to_stage1: go on with the stage-1 model (In 29).
+        resume: go on with the interrupted run in output_folder.
+    Returns:
+        the metrics, as they stand in metrics.json.
+    Raises:
+        InputError, OSError: settings or data that cannot be used, before anything is trained.
+
+    Source: In 1 to In 45.
+    """
+    recipe = recipe or (Recipe() if str(data_folder) else Recipe.sample())
+    run = _begin(data_folder, recipe, output_folder, device, resume)
+    statistics = _look(run)
+    _split(run, statistics, remove_outliers, num_workers, device)
+    _train(run, back_to_stage1)
+    _validate(run, statistics)
+    _predict(run)
+    _deploy(run)
+    write_json(run.output / "metrics.json", run.metrics)
+    tidy_run(run.output, run.final_model)
+    return run.metrics
+
+
+def _begin(data_folder, recipe, output_folder, device, resume) -> _Run:
+    """Check everything that can be checked at once: In 1."""
+    output = prepare_output(output_folder, resume=resume)
+    check_machine(recipe, device)
+    set_rng_seed(recipe.rng_seed)
+    dataset = open_dataset(data_folder) if str(data_folder) else make_sample(output / "data")
+    pixels = pixel_digests(dataset.train_paths + dataset.test_paths, recipe)
+    checkpoints = Checkpoints(output / "checkpoints", recipe, dataset, resume, pixels)
+    return _Run(recipe, output, dataset, checkpoints)
+
+
+def _look(run: _Run):
+    """Look at patches and crops, and compute the channel statistics: In 2 to In 9."""
+    recipe, dataset = run.recipe, run.dataset
+    shuffled = dataset.labels.sample(frac=1, random_state=recipe.rng_seed)
+    first = {
+        label: [dataset.train_path(name) for name in shuffled["id"][shuffled["label"] == label][:5]]
+        for label in (0, 1)
+    }
+    whole = [[read_image(path) for path in first[label]] for label in (0, 1)]
+    crops = [[read_cropped_image(path, recipe=recipe) for path in first[label]] for label in (0, 1)]
+    plt.close(plot_patches(whole[0], whole[1], "Patches", centre_box=recipe.original_size >= 32))
+    plt.close(plot_patches(crops[0], crops[1], "Crops"))
+    draws = [read_cropped_image(first[0][0], recipe=recipe) for _ in range(5)]
+    plt.close(plot_draws(draws, "Five draws of one patch"))
+    statistics = channel_statistics(dataset.train_paths, recipe)
+    known = dict(zip(dataset.labels["id"], dataset.labels["label"]))
+    outliers = [
+        [(name, int(known[name]), read_image(dataset.train_path(name))) for name in names]
+        for names in (statistics.too_dark, statistics.too_bright)
+    ]
+    plt.close(plot_outliers(outliers[0], outliers[1]))
+    return statistics
+
+
+def _split(run: _Run, statistics, remove_outliers, num_workers, device) -> None:
+    """Split, and build the databunch: In 10 to In 15."""
+    if remove_outliers:
+        run.dataset = run.dataset.without(statistics.too_dark + statistics.too_bright)
+    labels, recipe = run.dataset.labels["label"], run.recipe
+    _, valid_idx = stratified_split(labels, recipe.valid_fraction, recipe.rng_seed)
+    run.data = make_databunch(run.dataset, recipe, valid_idx, num_workers, device)
+    repr(run.data)  # In 14 shows it, which reads a few patches and draws for them
+    run.data.show_batch(rows=2, figsize=(5, 5))
+    plt.close()
+
+
+def _train(run: _Run, back_to_stage1: bool) -> None:
+    """Sweep, train the head, fine-tune everything: In 16 to In 29."""
+    recipe, kept = run.recipe, run.checkpoints
+    get_learner(run.data, recipe, run.output)  # In 16; its draws count
+    plt.close(plot_sweep(sweep_weight_decay(run.data, recipe, run.output, kept)))
+    learner = run.learner = get_learner(run.data, recipe, run.output)
+    learner.fit_one_cycle(
+        recipe.head_epochs,
+        recipe.head_max_lr,
+        wd=recipe.weight_decay,
+        callbacks=[kept.callback(learner, "stage1")],
+    )
+    _note_stage(run, "stage1")
+    learner.load(f"{run.model_name}_stage1")
+    learner.unfreeze()
+    learner.lr_find(wd=recipe.weight_decay, num_it=min(100, recipe.sweep_iterations))
+    learner.fit_one_cycle(
+        recipe.finetune_epochs,
+        slice(*recipe.finetune_max_lr),
+        callbacks=[kept.callback(learner, "stage2")],
+    )
+    _note_stage(run, "stage2")
+    run.final_model = f"{run.model_name}_stage2"
+    if back_to_stage1:
+        run.final_model = f"{run.model_name}_stage1"
+        learner.load(run.final_model, with_opt=False)
+        run.interp = ClassificationInterpretation.from_learner(learner)
+
+
+def _note_stage(run: _Run, stage: str) -> None:
+    """Validate and save what a stage has trained: In 22 and 23, In 27 and 28."""
+    interp = run.interp = ClassificationInterpretation.from_learner(run.learner)
+    run.metrics[stage] = {
+        "valid_loss": float(interp.losses.mean()),
+        "accuracy": float(accuracy(interp.preds, interp.y_true)),
+    }
+    run.learner.save(f"{run.model_name}_{stage}")
+
+
+def _validate(run: _Run, statistics) -> None:
+    """Score and look at the validation patches: In 30 to In 38."""
+    probabilities, targets = run.learner.get_preds(with_loss=True)[:2]
+    choose_patches(run.interp)
+    plt.close(plot_overview(run.interp))
+    image, category = run.data.valid_ds[0]
+    hooked_backward(run.learner.model, run.data.one_item(image)[0], category.data)
+    get_heatmap(run.learner, 0)
+    plt.close(plot_heatmap_overview(run.interp))
+    score = score_predictions(probabilities, targets)
+    plt.close(plot_roc(score.false_positive_rate, score.true_positive_rate, score.auc))
+    run.metrics = {
+        "data_fingerprint": run.dataset.fingerprint,
+        "patches": len(run.dataset.labels),
+        "mean": statistics.mean,
+        "std": statistics.std,
+        **run.metrics,
+        "final_model": run.final_model,
+        "valid_accuracy": score.accuracy,
+        "valid_auc": score.auc,
+        "tta_passes": run.recipe.tta_passes,
+    }
+
+
+def _predict(run: _Run) -> None:
+    """Average augmented predictions of the test set and write the submission: In 39 to In 42."""
+    run.learner.load(run.final_model, with_opt=False)
+    probabilities = predict_tta(run.learner, run.recipe.tta_passes, checkpoints=run.checkpoints)
+    path = run.output / f"{run.model_name}_submission.csv"
+    submission = write_submission(path, run.dataset, run.learner, probabilities)
+    if run.dataset.test_labels is not None:  # answers that the competition does not ship
+        answers = run.dataset.test_labels
+        truth = submission.merge(answers, on="id", suffixes=("_predicted", ""))
+        predicted = truth["label_predicted"].to_numpy()
+        pairs = list(zip(1 - predicted, predicted))
+        run.metrics["test_auc"] = score_predictions(pairs, truth["label"]).auc
+
+
+def _deploy(run: _Run) -> None:
+    """Save the model for another machine and try it on one patch: In 43 to In 45."""
+    measured = ("stage1", "stage2", "valid_accuracy", "valid_auc")
+    splits = dict.fromkeys(measured, "random")
+    digest = run.dataset.fingerprint
+    folder = save_bundle(run.learner, run.output / "model", run.metrics, digest, splits)
+    patch = run.dataset.test_path(Path(run.data.test_ds.items[0]).stem)
+    prediction = predict_image(load_bundle(folder), patch)
+    plt.close(plot_prediction(read_image(patch), prediction.label, prediction.probability))
