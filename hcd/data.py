@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastai.core import defaults
 from fastai.vision import Image, ImageList, pil2tensor
 from sklearn.model_selection import train_test_split
 
@@ -13,7 +14,7 @@ from .dataset.opened import Dataset
 from .dataset.tables import id_array
 from .engine.compat import DataBunch
 from .engine.databunch import ImageDataBunch
-from .engine.device import find_device
+from .engine.device import find_device, require_room_for_workers
 from .engine.draws import replace_loaders
 from .errors import InputError
 from .reader import read_cropped_image
@@ -145,7 +146,8 @@ def make_databunch(
         normalised.
     Raises:
         InputError: fewer training patches than one batch (fastai would drop it and train on
-            nothing), or valid_idx are no distinct row positions.
+            nothing), valid_idx are no distinct row positions, a side without both labels, or
+            workers that this machine has too little shared memory or too few open files for.
 
     CHANGED C3: ids are joined to the data folder (the walkthrough's path '/' gives items that begin
     with '///'), and test patches stand in sorted order.
@@ -166,12 +168,15 @@ def make_databunch(
             f"batch_size={recipe.batch_size} is more than the {n_train} training patches, and an"
             f" incomplete batch is dropped; give {n_train} or less"
         )
+    _require_both_labels(np.asarray(dataset.labels["label"]), valid_idx)
+    # fastai counts the CPUs that this process may use, at most 16; a quota it does not know
+    count = defaults.cpus if num_workers is None else num_workers
+    require_room_for_workers(count, recipe.batch_size, recipe.crop_size, 2 if recipe.fast else 1)
     options: dict[str, Any] = dict(path=dataset.root, source=dataset, recipe=recipe)
     train, test = (
         np.char.add(np.char.add(f"{folder}/".encode(), id_array(ids)), b".tif")
         for folder, ids in (("train", dataset.labels["id"]), ("test", dataset.test_ids))
     )
-    workers = {} if num_workers is None else {"num_workers": num_workers}
     pin_memory = torch.cuda.is_available()  # torch warns where nothing needs pinned memory
     parts = CroppedImageList(train, inner_df=dataset.labels[["label"]], **options).split_by_idx(
         valid_idx
@@ -184,7 +189,10 @@ def make_databunch(
         .add_test(CroppedImageList(test.astype(str), **options))
         .transform([[], []], size=recipe.crop_size)  # the reader has augmented already
         .databunch(
-            bs=recipe.batch_size, device=find_device(device), pin_memory=pin_memory, **workers
+            bs=recipe.batch_size,
+            device=find_device(device),
+            pin_memory=pin_memory,
+            num_workers=count,
         )
         .normalize((torch.tensor(recipe.mean), torch.tensor(recipe.std)))
     )
@@ -192,3 +200,16 @@ def make_databunch(
     data.single_dl.dl.pin_memory = pin_memory
     replace_loaders(data, recipe)
     return data
+
+
+def _require_both_labels(labels, valid_idx):
+    """Require both labels among the training and among the validation patches."""
+    held_out = np.isin(np.arange(len(labels)), np.asarray(valid_idx))
+    for side, chosen in (("training", labels[~held_out]), ("validation", labels[held_out])):
+        kinds, counts = np.unique(chosen, return_counts=True)
+        if len(kinds) < 2:
+            raise InputError(
+                f"the {side} side has {len(chosen)} patches with label counts"
+                f" {dict(zip(kinds.tolist(), counts.tolist()))} and needs both labels; take the"
+                " valid_idx of stratified_split"
+            )

@@ -30,7 +30,8 @@ def score_predictions(probabilities: Any, labels: Any) -> Score:
     Returns:
         Score.
     Raises:
-        InputError: shapes differ, a probability is not in [0, 1], or only one label is there.
+        InputError: shapes differ, a probability is not in [0, 1], a row does not sum to 1, or only
+            one label is there.
 
     CHANGED C4: the walkthrough takes exp of the probabilities first, which leaves the AUC as it is
         but not the thresholds.
@@ -46,6 +47,12 @@ def score_predictions(probabilities: Any, labels: Any) -> Score:
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise InputError(
             "a probability is outside [0, 1] or not a number; give softmax outputs, not logits"
+        )
+    sums = probabilities.sum(1)
+    if (abs(sums - 1) > 1e-2).any():
+        raise InputError(
+            f"row {int(abs(sums - 1).argmax())} sums to {sums[abs(sums - 1).argmax()]:.3g} and"
+            " probabilities of negative and tumour sum to 1; give softmax outputs"
         )
     if set(np.unique(labels)) != {0, 1}:
         raise InputError(

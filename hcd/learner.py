@@ -27,8 +27,8 @@ def get_learner(data: DataBunch, recipe: Recipe, path: StrPath = ".") -> Learner
     Returns:
         fastai Learner with accuracy as metric and a live graph of the losses.
     Raises:
-        InputError: unknown architecture, or one that `save_bundle` could not save.
-            FileNotFoundError: no pretrained weights to be had.
+        InputError: unknown architecture, one that `save_bundle` could not save, or one that the
+            databunch's crops are too small for. FileNotFoundError: no pretrained weights to be had.
 
     KEPT K4: "frozen" layers still train their batch norms (fastai's train_bn), and weight decay
     still shrinks their biases (DenseNet has none). Without pretrained weights nothing is frozen.
@@ -39,6 +39,8 @@ def get_learner(data: DataBunch, recipe: Recipe, path: StrPath = ".") -> Learner
     Source: In 16.
     """
     require_savable(recipe)
+    if isinstance(recipe.arch, str):
+        _require_room(build_shapes(recipe), _patch_side(data, recipe), recipe.arch)
     # these lines are fastai's cnn_learner, which would hand `pretrained` to torchvision in the way
     # it no longer takes
     if recipe.pretrained:
@@ -61,13 +63,16 @@ def check_machine(recipe: Recipe, device: str | torch.device | None = None) -> N
     model.
 
     Args:
-        recipe: `arch` and `pretrained`. device: see `find_device`.
+        recipe: `arch`, `pretrained` and `crop_size`. device: see `find_device`.
     Raises:
-        InputError: unknown architecture, one that fastai cannot cut, no such device.
+        InputError: unknown architecture, one that fastai cannot cut or whose pooling leaves nothing
+            of the crop, no such device.
             FileNotFoundError: no pretrained weights.
     """
     find_device(device)
     require_savable(recipe)
+    if isinstance(recipe.arch, str):
+        _require_room(build_shapes(recipe), recipe.crop_size, recipe.arch)
     if recipe.pretrained:
         require_weights(find_arch(recipe.arch))
 
@@ -91,6 +96,28 @@ def require_savable(recipe) -> None:
             " not save it; give a torchvision model's name, or to train without save_bundle add"
             " your own to fastai.vision.learner.model_meta first"
         )
+
+
+def _patch_side(data, recipe):
+    """Return the side of the images that a databunch hands out, as far as it can be told."""
+    items = data.train_ds
+    size = (getattr(items, "tfmargs", None) or {}).get("size")
+    read = getattr(getattr(items, "x", None), "recipe", recipe)
+    return size if isinstance(size, int) else read.crop_size
+
+
+def _require_room(model, side, arch):
+    """Require that a network's pooling leaves something of an image; computed on shapes alone."""
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            model.eval()(torch.empty(2, 3, side, side, device=device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120].replace(". ", ", ").rstrip(".")
+        raise InputError(
+            f"arch={arch!r} leaves nothing of crops of crop_size={side} px ({reason}); give a"
+            " larger crop_size or another arch"
+        ) from error
 
 
 def build_model(recipe, n_classes=2):

@@ -1,8 +1,9 @@
 """What makes fastai 1.0.61 of 2020 run on today's versions; the only file that knows about
 versions.
 
-Nothing here changes another library: each piece is a class or function of its own that the rest of
-hcd uses, and names the version that needs it. Three more are held in setup.py: setuptools below 82,
+Nothing here changes another library, but that one change which fastai makes in torch is undone, see
+`give_back_torchs_loader`: each piece is a class or function of its own that the rest of hcd uses,
+and names the version that needs it. Three more are held in setup.py: setuptools below 82,
 which has no pkg_resources any more (ModuleNotFoundError on `import fastai`); fastprogress below
 1.1, which pulls in a web framework; IPython below 10, since fastprogress 1.0 compares versions as
 text, where "10" comes before "6.0.0", and would draw a terminal's bars in a notebook.
@@ -318,18 +319,77 @@ def _set_recipe(path, source, recipe, known):
         items.recipe = items.recipe if known else recipe
 
 
-class DataLoader(torch.utils.data.DataLoader):
-    """torch's DataLoader with all of today's keywords.
+def loader_options(loader: torch.utils.data.DataLoader) -> dict:
+    """Return the keywords that build a torch DataLoader like this one, read from the loader itself.
 
-    Importing fastai replaces torch's `DataLoader.__init__` by one without generator (new in torch
-    1.6), persistent_workers and prefetch_factor (1.7): TypeError, unexpected keyword argument.
+    fastai's DeviceDataLoader makes its copies from them, with some replaced.
     """
+    sampling, sampler = torch.utils.data, loader.sampler
+    own_batches = loader.batch_size is None and loader.batch_sampler is not None
+    shuffle = (
+        type(sampler) is sampling.RandomSampler
+        and sampler.generator is loader.generator
+        and not sampler.replacement
+        and sampler.num_samples == len(loader.dataset)
+    )
+    if own_batches or shuffle or type(sampler) is sampling.SequentialSampler:
+        sampler = None
+    options = {
+        "batch_size": 1 if own_batches else loader.batch_size,
+        "shuffle": shuffle,
+        "sampler": sampler,
+        "batch_sampler": loader.batch_sampler if own_batches else None,
+        "drop_last": loader.drop_last,
+    }
+    kept = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
+    options.update({name: getattr(loader, name) for name in kept})
+    usual = {
+        "generator": (None,),
+        "multiprocessing_context": (None,),
+        "persistent_workers": (False,),
+        "prefetch_factor": (None, 2),
+    }
+    for name, values in usual.items():
+        if getattr(loader, name) not in values and (loader.num_workers or name == "generator"):
+            options[name] = getattr(loader, name)
+    return options
+
+
+def _loader_attribute(loader, name):
+    """Give fastai what a loader lacks: the keywords it was built with, else what its data set
+    has."""
+    if name == "init_kwargs":
+        return loader_options(loader)
+    if name == "dataset":  # not there yet, while it is unpickled
+        raise AttributeError(name)
+    return getattr(loader.dataset, name)
+
+
+def give_back_torchs_loader() -> None:
+    """Give torch's DataLoader its own `__init__` back, which importing fastai replaces.
+
+    fastai's knows none of generator (new in torch 1.6), persistent_workers and prefetch_factor
+    (1.7), so that any other code in the process fails: TypeError, unexpected keyword argument. And
+    it asks for pinned memory, of which torch warns on a CPU. fastai notes the keywords there; here
+    they are read from the loader when fastai asks, in the `__getattr__` that it has put there too.
+    """
+    loader = torch.utils.data.DataLoader
+    if loader.__init__ is fastai.basic_data.intercept_args:
+        loader.__init__ = fastai.basic_data.old_dl_init
+        loader.__getattr__ = _loader_attribute
+
+
+give_back_torchs_loader()
+
+
+class DataLoader(torch.utils.data.DataLoader):
+    """torch's DataLoader, whose workers that persist are replaced when they have died."""
 
     _iterator: Any
 
     def __init__(self, dataset, **kwargs):
+        super().__init__(dataset, **kwargs)
         self.init_kwargs = kwargs  # fastai's DeviceDataLoader.new builds copies from these
-        fastai.basic_data.old_dl_init(self, dataset, **kwargs)
 
     def __iter__(self):
         """Begin a pass, with new workers where one of those that persist has died; torch would wait
