@@ -66,8 +66,8 @@ def plot_overview(
         interp: fastai ClassificationInterpretation, of the validation set or another with labels.
         classes: other names for the databunch's classes, in their order; None takes its own, and
             Negative and Tumour for 0 and 1. rng: see `choose_patches`.
-        ds_type: the set that was interpreted; None finds it by its labels, for fastai's
-            `from_learner` forgets it.
+        ds_type: the set that was interpreted; None takes the interpretation's own, or where
+            its labels are others, the set that has them.
     Returns:
         matplotlib Figure, 3 x 4 patches.
     Raises:
@@ -135,13 +135,12 @@ def _names(interp, classes):
 def _interpreted_set(interp, ds_type):
     """Return the set that an interpretation is of: the one with its labels in its order."""
     data, labels = interp.data, interp.y_true.tolist()
-    # from_learner leaves ds_type at Valid whatever it was given
-    kinds = [DatasetType.Valid, DatasetType.Fix, DatasetType.Train, DatasetType.Test]
-    if ds_type is not None or interp.ds_type != DatasetType.Valid:
-        kinds = [ds_type or interp.ds_type]
+    kinds = [ds_type or interp.ds_type]
     found = [kind for kind in kinds if _labels(data, kind) == labels]
-    if DatasetType.Fix in found and DatasetType.Train in found:
-        found.remove(DatasetType.Train)  # the same patches in the same order
+    if not found and kinds == [DatasetType.Valid] and ds_type is None:
+        # what an interpretation says that was made without fastai.vision, whatever it is of
+        kinds = [DatasetType.Valid, DatasetType.Fix, DatasetType.Test]
+        found = [kind for kind in kinds if _labels(data, kind) == labels]
     if len(found) > 1:
         names = " and of the ".join(kind.name for kind in found)
         raise InputError(
@@ -151,8 +150,8 @@ def _interpreted_set(interp, ds_type):
     if not found:
         raise InputError(
             f"the interpretation has {len(labels)} labels that are not those of the"
-            f" {' or '.join(kind.name for kind in kinds)} set in order; interpret this databunch,"
-            " and take DatasetType.Fix for training patches, since Train is shuffled"
+            f" {' or '.join(kind.name for kind in kinds)} set in order; interpret the databunch as"
+            " it is now, and take DatasetType.Fix for training patches, since Train is shuffled"
         )
     if found == [DatasetType.Test] and isinstance(data.test_ds.y, EmptyLabelList):
         raise InputError(

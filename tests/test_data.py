@@ -3,6 +3,7 @@ order."""
 
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,12 @@ from sklearn.model_selection import train_test_split
 import hcd
 from hcd import Recipe, make_databunch, read_cropped_image, stratified_split
 from hcd.data import CroppedImageList
-from hcd.engine.device import find_device
+from hcd.engine.device import (
+    FILES_A_WORKER,
+    FILES_BESIDE,
+    find_device,
+    require_room_for_workers,
+)
 
 # split
 
@@ -290,7 +296,89 @@ def test_a_patch_that_cannot_be_read_any_more_stops_the_reading(
         list(data.valid_dl)
 
 
+def rows_of(sample, label):
+    return np.flatnonzero(sample.labels["label"] == label)
+
+
+def test_a_side_without_both_labels_is_refused(sample, small_recipe, refused):
+    negatives, tumours = rows_of(sample, 0), rows_of(sample, 1)
+    for valid_idx, side in (
+        ([*negatives, tumours[0]], "training"),
+        (tumours[:4], "validation"),
+        (negatives[:1], "validation side has 1 patches"),
+    ):
+        with refused(ValueError, side, "both labels", "stratified_split"):
+            make_databunch(sample, small_recipe, valid_idx, num_workers=0)
+
+
+# room for workers
+
+
+def test_too_little_shared_memory_is_found_before_training(
+    sample, split, small_recipe, refused, monkeypatch
+):
+    needed = 2 * 2 * (8 * 3 * 90 * 90 * 4 + 8 * 8)  # two workers, two batches each
+    for free, enough in ((needed - 1, False), (needed, True)):
+        fake = SimpleNamespace(f_bavail=free, f_frsize=1)
+        monkeypatch.setattr(os, "statvfs", lambda _, fake=fake: fake)
+        if enough:
+            make_databunch(sample, small_recipe, split[1], num_workers=2, device="cpu")
+            continue
+        with refused(ValueError, "num_workers=2", "batch_size=8", f"{needed:,}", "--shm-size"):
+            make_databunch(sample, small_recipe, split[1], num_workers=2, device="cpu")
+        make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu")
+
+
+def test_too_few_open_files_are_found_before_training(refused):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 60, limits[1]))
+    try:
+        require_room_for_workers(2, 8, 48)
+        with refused(ValueError, "4 workers", f"ulimit -n allows {opened + 60}", "num_workers"):
+            require_room_for_workers(4, 8, 48)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files")
+def test_a_worker_takes_the_files_that_are_counted(plain):
+    items = torch.utils.data.TensorDataset(torch.zeros(400, 3, 48, 48), torch.zeros(400))
+    before = len(os.listdir("/proc/self/fd"))
+    loader = torch.utils.data.DataLoader(items, batch_size=8, num_workers=2)
+    most = max(len(os.listdir("/proc/self/fd")) - before for _ in loader)
+    assert 0 < most <= 2 * FILES_A_WORKER + FILES_BESIDE
+
+
+def test_less_than_no_worker(sample, split, small_recipe, refused):
+    with refused(ValueError, "num_workers=-1", "give 0 or more"):
+        make_databunch(sample, small_recipe, split[1], num_workers=-1, device="cpu")
+
+
 # device and generators
+
+
+def test_a_device_that_computes_nothing(refused):
+    for device in ("cpu:999", "meta", "hpu", "mps", "xla", 3.5):
+        with refused(ValueError, f"device='{device}'", "cannot be used here", "--device cpu"):
+            find_device(device)
+    assert find_device("cpu:0").type == "cpu"
+
+
+@pytest.mark.parametrize("device", [None, "cuda", "cuda:0"])
+def test_a_gpu_that_torch_has_no_kernels_for(monkeypatch, refused, device):
+    def no_kernel(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available.\nFor debugging pass more.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Tesla P100-PCIE-16GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (6, 0))
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    with refused(ValueError, "Tesla P100", "capability 6.0", "no kernel image", "--device cpu"):
+        find_device(device)
 
 
 def test_devices(refused):

@@ -94,3 +94,9 @@ def test_takes_tensors_as_get_preds_returns_them():
 def test_refuses(probabilities, labels, text):
     with pytest.raises(ValueError, match=text):
         score_predictions(probabilities, labels)
+
+
+def test_rows_that_do_not_sum_to_one(refused):
+    probabilities = np.array([[0.3, 0.7], [0.9, 0.9]])
+    with refused(ValueError, "row 1 sums to 1.8", "softmax"):
+        score_predictions(probabilities, np.array([0, 1]))

@@ -226,6 +226,22 @@ def test_unknown_architecture_names_the_nearest(databunch, small_recipe):
             call(replace(small_recipe, arch="densenet170"))
 
 
+@pytest.mark.parametrize(
+    "arch, side", [("densenet169", 16), ("squeezenet1_1", 8), ("vgg11", 16), ("alexnet", 32)]
+)
+def test_a_crop_that_the_networks_pooling_leaves_nothing_of(
+    sample, split, small_recipe, tmp_path, arch, side, refused
+):
+    recipe = replace(small_recipe, arch=arch, crop_size=side).plain()
+    with refused(ValueError, arch, f"crop_size={side}", "larger crop_size"):
+        check_machine(recipe, "cpu")
+    check_machine(replace(recipe, crop_size=90), "cpu")
+    data = make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
+    # the databunch's crops count, whatever the learner's recipe says
+    with refused(ValueError, arch, f"crop_size={side}", "larger crop_size"):
+        get_learner(data, replace(recipe, crop_size=90), tmp_path)
+
+
 def test_no_such_device(small_recipe):
     check_machine(small_recipe, "cpu")
     with pytest.raises(ValueError, match="device='nonsense' cannot be used"):

@@ -216,7 +216,7 @@ def probabilities_of(learner: Any) -> Callable:
     if found is None or found is noop:
         raise InputError(
             f"loss_func={_name(getattr(loss, 'func', loss))} does not say how outputs become"
-            " probabilities; where softmax is right, set learner.loss_func ="
+            " probabilities; where softmax is right, give learner.loss_func ="
             " torch.nn.CrossEntropyLoss() before you predict"
         )
     return found
@@ -242,8 +242,8 @@ def require_float32(model: nn.Module) -> None:
     for name, values in model.state_dict().items():
         if values.is_floating_point() and values.dtype != torch.float32:
             raise InputError(
-                f"the model's {name} is {values.dtype} and a model folder holds torch.float32; call"
-                " learner.to_fp32() or learner.model.float() first"
+                f"the model's {name} is {values.dtype} and a model folder holds torch.float32;"
+                " convert it with learner.to_fp32() or learner.model.float() first"
             )
 
 

@@ -17,6 +17,7 @@ import torch
 
 from ..disk.whole import StrPath, shorten, whole_write, writable_folder
 from ..engine.compat import load_tensors
+from ..engine.given import require_learner
 from ..errors import InputError
 from ..recipe import Recipe
 from . import events
@@ -210,9 +211,21 @@ class Checkpoints:
 
     def callback(self, learner: Any, name: str) -> Any:
         """Return a fastai callback for one `fit`: it saves at the end of each epoch, and resumes
-        after the last one saved."""
+        after the last one saved.
+
+        Raises:
+            InputError: the learner's databunch was made by another recipe than these checkpoints.
+        """
         from .fit import FitCheckpoint  # which needs this module
 
+        require_learner(learner)
+        recipe = getattr(getattr(learner.data.train_ds, "x", None), "recipe", None)
+        for field, value in _as_json(asdict(recipe) if recipe else {}).items():
+            if self.identity[field] != value:
+                raise InputError(
+                    f"the learner's databunch has {field}={shorten(repr(value), 80)} and the"
+                    f" checkpoints {shorten(repr(self.identity[field]), 80)}; give both one recipe"
+                )
         return FitCheckpoint(learner, self, name)
 
 

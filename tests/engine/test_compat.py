@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from urllib.error import URLError
 
 import fastai.basic_train
+import fastai.vision
 import numpy as np
 import pytest
 import torch
@@ -546,11 +547,55 @@ class Numbers(torch.utils.data.Dataset):
     ],
     ids=lambda options: list(options)[-1],
 )
-def test_torchs_loader_takes_no_new_options_beside_fastai_and_ours_does(options):
-    with pytest.raises(TypeError, match=list(options)[-1]):
-        torch.utils.data.DataLoader(Numbers(), **options)
-    loader = compat.DataLoader(Numbers(), batch_size=5, **options)
-    assert all(getattr(loader, name) == value for name, value in options.items())
+def test_torchs_loader_takes_its_options_again_and_so_does_ours(options):
+    for kind in (torch.utils.data.DataLoader, compat.DataLoader):
+        loader = kind(Numbers(), batch_size=5, **options)
+        assert all(getattr(loader, name) == value for name, value in options.items())
+        assert len(list(loader)) == 4
+
+
+def test_fastai_copies_torchs_own_loader_with_all_its_options():
+    torchs = torch.utils.data.DataLoader
+    batches = [[3, 1], [2]]
+    for options in (
+        dict(batch_size=6, shuffle=True, drop_last=True),
+        dict(batch_size=3, sampler=torch.utils.data.SubsetRandomSampler([1, 2, 3, 4])),
+        dict(batch_size=4, num_workers=1, persistent_workers=True, prefetch_factor=3),
+        dict(shuffle=True, generator=torch.Generator(), worker_init_fn=print, timeout=0),
+        dict(batch_sampler=batches),
+    ):
+        bound = DeviceDataLoader(torchs(Numbers(), **options), torch.device("cpu"))
+        found = bound.dl.init_kwargs
+        for name, value in options.items():
+            assert found[name] == value, name
+        copy = bound.new()
+        assert type(copy.dl) is torchs and copy.dl.init_kwargs == found and copy.note
+        assert len(copy) == len(bound)
+    plain = DeviceDataLoader(torchs(Numbers(), 4, True), torch.device("cpu"))
+    plain.batch_size = 10
+    assert [len(y) for _, y in plain] == [10, 10] and plain.dl.init_kwargs["shuffle"]
+    assert not hasattr(torchs(Numbers()), "no_such_name")
+    assert torchs(Numbers()).note == "of the data set"  # as fastai has it
+
+
+def test_a_cpu_is_not_warned_about_pinned_memory(sample):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        data = fastai.vision.ImageDataBunch.from_df(
+            sample.root,
+            sample.labels,
+            folder="train",
+            suffix=".tif",
+            size=32,
+            bs=8,
+            num_workers=0,
+            fn_col="id",
+            label_col="label",
+            ds_tfms=fastai.vision.get_transforms(max_warp=0),
+        )
+        data.add_test(list(sample.test_paths))
+        assert [len(list(loader)) for loader in (data.train_dl, data.valid_dl, data.test_dl)]
+        assert data.one_batch()[0].shape == (8, 3, 32, 32)
 
 
 def test_a_generator_of_its_own_decides_the_order():
@@ -825,11 +870,18 @@ def beside():
     )
 
 
-def test_importing_hcd_replaces_nothing_in_any_other_module_or_class(beside):
-    assert beside.count > 100_000 and (beside.new, beside.other) == ("[]", "[]")
+def test_importing_hcd_replaces_nothing_but_what_fastai_has_put_into_torchs_loader(beside):
+    assert beside.count > 100_000 and beside.new == "[]"
+    assert beside.before["DataLoader"] == ["fastai.basic_data", "intercept_args"]
+    changed = [eval(entry) for entry in json.loads(beside.other)]
+    torchs = ("torch.utils.data.dataloader", "DataLoader")
+    assert changed == [(*torchs, "__getattr__"), (*torchs, "__init__")]
 
 
 OURS = ("pkg_resources is deprecated", "invalid escape sequence")  # see hcd/__init__.py
+
+
+TORCHS = ["torch.utils.data.dataloader", "DataLoader.__init__"]  # which fastai had replaced
 
 
 def without_ours(settings):
@@ -841,16 +893,18 @@ def without_ours(settings):
 def test_importing_hcd_changes_no_setting_and_draws_nothing(beside):
     assert len(beside.after["warnings"]) == len(beside.before["warnings"]) + 3
     after = without_ours(beside.after)
-    for name, value in beside.before.items():
-        assert after[name] == value, name
+    assert after.pop("DataLoader") == TORCHS
+    for name in after:
+        assert after[name] == beside.before[name], name
 
 
 def test_hcd_alone_leaves_the_settings_that_fastai_and_the_other_libraries_leave(beside):
     (line,), errors = run_python(ALONE)
     assert not errors  # no warning shows
     alone = without_ours(json.loads(line))
-    for name, value in beside.before.items():
-        assert alone[name] == value, name
+    assert alone.pop("DataLoader") == TORCHS
+    for name in alone:
+        assert alone[name] == beside.before[name], name
 
 
 TERMINAL = """
