@@ -580,6 +580,7 @@ def test_fastai_copies_torchs_own_loader_with_all_its_options():
 
 def test_a_cpu_is_not_warned_about_pinned_memory(sample):
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # numpy, of fastai's transforms
         warnings.simplefilter("error", UserWarning)
         data = fastai.vision.ImageDataBunch.from_df(
             sample.root,
