@@ -221,7 +221,8 @@ class Checkpoints:
         require_learner(learner)
         recipe = getattr(getattr(learner.data.train_ds, "x", None), "recipe", None)
         for field, value in _as_json(asdict(recipe) if recipe else {}).items():
-            if self.identity[field] != value:
+            # a databunch may draw without the rng_seed that the run began with
+            if field != "rng_seed" and self.identity[field] != value:
                 raise InputError(
                     f"the learner's databunch has {field}={shorten(repr(value), 80)} and the"
                     f" checkpoints {shorten(repr(self.identity[field]), 80)}; give both one recipe"
