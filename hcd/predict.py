@@ -93,7 +93,8 @@ def _predict(model, images, classes, activation):
     require_same_place(model, images)
     outputs = model(images)
     require_width(outputs.shape[1], classes)
-    probabilities = activation(outputs.float())
+    # at least float32, for 16 bits make coarse probabilities
+    probabilities = activation(outputs.to(torch.promote_types(outputs.dtype, torch.float32)))
     require_probabilities(probabilities, "the averaged predictions", sums=False)
     return probabilities.double()
 
