@@ -11,5 +11,9 @@ class InputTypeError(InputError, TypeError):
     """A value of the wrong type, which a user can mend like any other."""
 
 
+class Refused(InputError):
+    """Settings or data that the notebook turned down before its run had begun."""
+
+
 class Diverged(InputError):
     """A training whose loss is no number any more: going on with it mends nothing."""

@@ -1,6 +1,5 @@
 """`hcd run`: the notebook executed in a folder of its own, or an interrupted run gone on with."""
 
-import json
 import os
 import sys
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ import torch
 from nbclient.exceptions import DeadKernelError
 
 from .dataset.opened import open_dataset
-from .errors import InputError
+from .disk.whole import read_json
+from .errors import InputError, Refused
 from .learner import check_machine
 from .recipe import Recipe
 from .runs import events
@@ -24,7 +24,14 @@ from .runs.folder import (
     resume_command,
 )
 from .runs.notebook import failed_cell, find_notebook, run_notebook
-from .runs.record import MOST_WORKERS, note_end, noted_warnings, resume_record, start_record
+from .runs.record import (
+    MOST_BYTES,
+    MOST_WORKERS,
+    note_end,
+    noted_warnings,
+    resume_record,
+    start_record,
+)
 from .runs.tidy import tidy_run
 
 
@@ -49,10 +56,8 @@ def run(options) -> int:
                 resume = {"resume": True} if options.resume else {}
                 run_notebook(output, {**record["parameters"], **resume})
                 events.append(output, "complete")
-            metrics = json.loads((output / "metrics.json").read_text("utf-8"))
+            metrics = _read_metrics(output)
             tidy_run(output, metrics["final_model"])
-        except InputError:
-            raise
         except (
             papermill.PapermillExecutionError,
             DeadKernelError,
@@ -86,7 +91,25 @@ def _check_options(options):
 
 def _is_complete(output):
     """Say whether the notebook came to its end; a kill may have come before the record's."""
-    return any(event["event"] == "complete" for event in events.read(output))
+    left = all((output / name).is_file() for name in ("metrics.json", "model/card.json"))
+    return left and any(event["event"] == "complete" for event in events.read(output))
+
+
+def _read_metrics(output):
+    """Return the metrics that the notebook has left, or a stranger.
+
+    Raises:
+        InputError: they are not what it leaves.
+    """
+    metrics = read_json(output / "metrics.json", MOST_BYTES)
+    wanted = {"final_model": str, "data_fingerprint": str, "valid_accuracy": float}
+    for name, kind in {**wanted, "valid_auc": float}.items():
+        if not isinstance(metrics, dict) or not isinstance(metrics.get(name), kind):
+            raise InputError(
+                f"{output / 'metrics.json'} does not hold {name} as a run leaves it; start a new"
+                " run in another folder"
+            )
+    return metrics
 
 
 def _failure(error, output):
@@ -134,7 +157,7 @@ def _new_run(options):
     with locked_output(output):
         try:
             yield output, start_record(output, recipe, parameters, fingerprint)
-        except InputError:
+        except Refused:
             remove_run(output, keep_folder=existed)
             raise
 
@@ -145,7 +168,7 @@ def _refuse_own_places(output, data):
     if data:
         places["the data"] = Path(data)
     for what, place in places.items():
-        if output == place.resolve():
+        if place.resolve() in (output, *output.parents):
             raise InputError(
                 f"{output} holds {what}, and a run is never written there; name another"
             )

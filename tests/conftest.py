@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 # before anything imports matplotlib, and for the processes that tests start
+# so little work is not worth two threads, which on busy cores wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 import hcd  # noqa: E402
 import hcd.engine.compat  # noqa: E402, F401  before a test imports fastai, which warns of its age unless hcd has imported it quietly

@@ -25,7 +25,7 @@ from hcd import Recipe, load_bundle, predict_image, read_image, save_bundle
 from hcd import run as run_module
 from hcd.cli import main
 from hcd.dataset import packer
-from hcd.errors import InputError
+from hcd.errors import Refused
 from hcd.runs import events
 
 METRICS = {
@@ -394,7 +394,7 @@ def test_wrong_data_starts_nothing(notebook, copy_of_sample, tmp_path, capfd, da
 
 
 def test_settings_that_the_notebook_turns_down(notebook, tmp_path, capfd):
-    notebook.error = InputError("patch 7 is\nunreadable; restore it")
+    notebook.error = Refused("patch 7 is\nunreadable; restore it")
     refused(capfd, ["run"], "hcd: patch 7 is unreadable; restore it")
     assert list((tmp_path / "outputs").iterdir()) == []  # its folder holds nothing of worth
     (tmp_path / "mine").mkdir()
@@ -684,3 +684,46 @@ def test_pack_of_wrong_input_and_ctrl_c(copy_of_sample, tmp_path, capfd, monkeyp
     monkeypatch.setattr(packer, "pack_dataset", interrupted)
     assert main(["pack", str(copy_of_sample)]) == 130
     assert capfd.readouterr().err == "hcd: stopped; 5 of 72 patches are packed\n"
+
+
+def leave_complete_run(folder, **metrics):
+    """A run that a stranger says is complete."""
+    assert main(["run", "--output", str(folder)]) == 0
+    (folder / "model").mkdir()
+    (folder / "model/card.json").write_text("{}")
+    (folder / "metrics.json").write_text(json.dumps({**METRICS, **metrics}))
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "finished": None}))
+
+
+@pytest.mark.parametrize("up", ["../../victim", "{folder}/victim", "victim", "..", ""])
+def test_a_strangers_run_names_no_file_to_be_removed(notebook, tmp_path, capfd, up):
+    leave_complete_run(tmp_path / "out", final_model=up.format(folder=tmp_path))
+    for place in (tmp_path, tmp_path / "out"):
+        (place / "victim.pth").write_text("mine")
+    capfd.readouterr()
+    refused(capfd, ["run", "--resume", tmp_path / "out"], "metrics.json")
+    assert (tmp_path / "victim.pth").read_text() == "mine"
+    assert (tmp_path / "out/victim.pth").is_file() and (tmp_path / "out/model/card.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["final_model", "data_fingerprint", "valid_accuracy", "valid_auc"])
+@pytest.mark.parametrize("value", [None, [], "DROP"])
+def test_damaged_metrics_are_told_in_a_sentence(notebook, tmp_path, capfd, name, value):
+    leave_complete_run(tmp_path / "out", **{name: value})
+    if value == "DROP":
+        metrics = {key: kept for key, kept in METRICS.items() if key != name}
+        (tmp_path / "out/metrics.json").write_text(json.dumps(metrics))
+    capfd.readouterr()
+    refused(capfd, ["run", "--resume", tmp_path / "out"], "metrics.json", name)
+
+
+@pytest.mark.parametrize("machine", [[], None, "x"])
+def test_a_damaged_machine_in_the_record(notebook, tmp_path, capfd, machine):
+    leave_complete_run(tmp_path / "out")
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    before = json.dumps({**record, "machine": machine})
+    (tmp_path / "out/run.json").write_text(before)
+    capfd.readouterr()
+    refused(capfd, ["run", "--resume", tmp_path / "out"], "run.json", "machine")
+    assert (tmp_path / "out/run.json").read_text() == before

@@ -11,7 +11,6 @@ from pathlib import Path
 from ..disk.locks import take_lock
 from ..disk.whole import (
     StrPath,
-    refuse_link,
     refuse_links,
     sweep_parts,
     unwritable,
@@ -122,9 +121,9 @@ def locked_output(folder, resume: bool = False) -> Iterator[Path]:
     if resume:
         _require_run(folder)
         refuse_links(folder)
-    folder, existed = Path(folder), Path(folder).is_dir()
-    if not resume:
-        refuse_link(folder)
+    folder = Path(folder)
+    if not resume and not (folder / LOCKS[0]).exists():  # else who holds it is the better answer
+        refuse_taken(folder)
     writable_folder(folder)
     locks = []
     try:
@@ -135,10 +134,8 @@ def locked_output(folder, resume: bool = False) -> Iterator[Path]:
             refuse_taken(folder)
         sweep_parts(folder)
     except BaseException:
-        for lock in locks:
+        for lock in locks:  # whatever lies there may be that of a run that lives
             lock.release()
-        if not existed:
-            remove_run(folder)
         raise
     try:
         yield folder

@@ -54,8 +54,11 @@ def own_environment(folder) -> Iterator[None]:
     folder in the place of the user's IPython profiles."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="hcd-ipython-") as empty:
+        # neither kernels nor templates of the user's Jupyter
+        os.environ.pop("JUPYTER_PATH", None)
         os.environ.update(
             {
+                "JUPYTER_PREFER_ENV_PATH": "1",
                 RUN: str(Path(folder).resolve()),
                 "IPYTHONDIR": empty,
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -71,6 +74,9 @@ def own_environment(folder) -> Iterator[None]:
 
 def load_ipython_extension(shell) -> None:
     """Have the notebook's process append its warnings and its failure to the run's events."""
+    import matplotlib
+
+    matplotlib.rcdefaults()  # a matplotlibrc of the user's, or in the current folder, is not ours
     folder = os.environ[RUN]
     events.append(folder, "attempt", process=os.getpid())
     show = warnings.showwarning

@@ -11,7 +11,7 @@ import papermill
 from nbconvert import HTMLExporter
 
 from ..disk.whole import whole_write, writable_folder
-from ..errors import InputError
+from ..errors import Refused
 from . import events
 from .kernel import own_environment, own_kernel
 from .progress import shown_progress
@@ -45,7 +45,7 @@ def run_notebook(output, parameters: dict) -> None:
             and what the notebook writes itself.
         parameters: values for the notebook's first cell.
     Raises:
-        InputError: the settings or the data were turned down before the run had begun.
+        Refused: the settings or the data were turned down before the run had begun.
         papermill.PapermillExecutionError: a later cell failed; the executed notebook holds its
             traceback.
         OSError: the output cannot be written.
@@ -70,6 +70,7 @@ def run_notebook(output, parameters: dict) -> None:
                 cwd=str(Path.cwd()),
                 progress_bar=False,
             )
+            save_pictures(executed)
     except BaseException as error:
         with suppress(Exception):  # what failed first is what counts
             if executed.is_file():
@@ -77,16 +78,15 @@ def run_notebook(output, parameters: dict) -> None:
         if isinstance(error, papermill.PapermillExecutionError):
             _raise_refusal(output, error)
         raise
-    save_pictures(executed)
 
 
 def _raise_refusal(output, error) -> None:
-    """Raise an InputError where the notebook turned settings or data down before it had begun."""
+    """Raise Refused where the notebook turned settings or data down before it had begun."""
     attempt = events.last_attempt(events.read(output))
     failed = [event for event in attempt if event["event"] == "failed"]
     begun = any(event["event"] == "begun" for event in attempt)
     if failed and failed[-1].get("mendable") and not begun:
-        raise InputError(str(failed[-1].get("text"))) from error
+        raise Refused(str(failed[-1].get("text"))) from error
 
 
 def failed_cell(output, error) -> str:

@@ -119,6 +119,7 @@ def _check(record):
     for name, kinds in {
         "started": (list,),
         "finished": (str, type(None)),
+        "machine": (dict,),
         "warnings": (list,),
     }.items():
         if (

@@ -1,12 +1,14 @@
 """A finished run keeps each set of weights once."""
 
 import io
+import re
 from pathlib import Path
 
 import torch
 
-from ..disk.whole import sweep_parts, whole_write
+from ..disk.whole import shorten, sweep_parts, whole_write
 from ..engine.compat import load_tensors
+from ..errors import InputError
 
 
 def tidy_run(folder, final_model: str) -> None:
@@ -18,6 +20,10 @@ def tidy_run(folder, final_model: str) -> None:
     Args:
         folder: of the run. final_model: the name of the model in model/, see metrics.json.
     """
+    if not re.fullmatch(r"\w+_stage[12]", final_model):  # a stranger's name may lead elsewhere
+        raise InputError(
+            f"final_model={shorten(repr(final_model))} is no model of a run; restore metrics.json"
+        )
     models = Path(folder) / "models"
     for name in ("tmp", final_model):
         (models / f"{name}.pth").unlink(missing_ok=True)

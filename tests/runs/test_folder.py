@@ -154,3 +154,21 @@ def test_nothing_to_resume(tmp_path, refused):
     with refused(FileNotFoundError, tmp_path / "none", "no run to resume"):
         prepare_output(tmp_path / "none", resume=True)
     assert not Path(tmp_path / "none").exists()
+
+
+def test_a_run_that_took_the_folder_in_between_keeps_it(tmp_path, monkeypatch, refused):
+    folder = tmp_path / "run"
+    make = folder_module.writable_folder
+
+    def taken_first(path):
+        make(path)
+        (folder / "run.json").write_text("the first one's")
+        lock = folder_module.take_lock(folder / ".lock", "held")
+        folder_module._held[folder / ".lock"] = lock
+        return path
+
+    monkeypatch.setattr(folder_module, "writable_folder", taken_first)
+    monkeypatch.setattr(folder_module.take_lock, "__defaults__", (0,))
+    with refused(BlockingIOError, folder), locked_output(folder):
+        pytest.fail("was let in")
+    assert (folder / "run.json").read_text() == "the first one's"
