@@ -11,13 +11,12 @@ import hashlib
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..disk.images import encode_tiff
+from ..disk.images import encode_tiff, read_content
 from ..disk.whole import StrPath, whole_write
 from ..errors import InputError
 from ..reader import read_image
@@ -197,11 +196,10 @@ def copy_patch(path: Any, folder: StrPath) -> Path:
     Raises:
         OSError: it cannot be written. FileNotFoundError: no such file.
     """
-    if not isinstance(path, PackedPatch):
-        return Path(shutil.copy(path, folder))
-    target = Path(folder, path.name) if Path(folder).is_dir() else Path(folder)
+    content = encode_tiff(path.pixels()) if isinstance(path, PackedPatch) else read_content(path)
+    target = Path(folder, Path(path).name) if Path(folder).is_dir() else Path(folder)
     with whole_write(target) as file:
-        file.write(encode_tiff(path.pixels()))
+        file.write(content)
     return target
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..dataset.opened import Dataset
 from ..disk.images import encode_tiff
-from ..disk.whole import StrPath, empty_folder
+from ..disk.whole import StrPath, empty_folder, refuse_link
 from ..errors import InputError, InputTypeError
 from .opened import open_dataset
 from .tables import TABLES
@@ -26,8 +26,8 @@ from .tables import TABLES
 SIDE, MIDDLE = 96, 47.5  # px: edge of a patch, and where its centre lies
 CARD = "sample.json"  # what was drawn
 NAMES = ("train", "test", *TABLES, CARD)
-# folder that is there as long as drawing goes on; what lies beside it is ours too
-UNFINISHED = ".unfinished"
+# folder that is there as long as drawing goes on; a name that no user would give
+UNFINISHED = ".hcd-sample-unfinished"
 
 
 def make_sample(
@@ -46,7 +46,7 @@ def make_sample(
         Dataset of `train` labelled patches and `test` test patches.
     Raises:
         InputError: too few patches, or a bad rng_seed. FileExistsError: root holds anything else.
-            OSError: root cannot be written.
+            OSError: root cannot be written, or is a link and has no sample yet.
     """
     for name, count, least in (("train", train, 8), ("test", test, 2)):
         if not isinstance(count, (int, np.integer)) or count < least:
@@ -81,13 +81,24 @@ def make_sample(
 
 
 def _remove_unfinished(root):
-    """Empty a folder whose drawing was interrupted, even by a kill."""
-    if (root / UNFINISHED).is_dir():
-        for name in (*NAMES, UNFINISHED):
-            if (root / name).is_dir():
-                shutil.rmtree(root / name)
-            elif (root / name).exists():
-                (root / name).unlink()
+    """Empty a folder whose drawing was interrupted, even by a kill, of what is ours in it.
+
+    All is drawn in a folder of its own and moved when the card is written: what lies beside that
+    folder is ours if the card is there and the name is not in that folder any more.
+    """
+    scratch = root / UNFINISHED
+    if not os.path.lexists(scratch):
+        return
+    is_drawn = (scratch / CARD).is_file() or (root / CARD).is_file()
+    moved = [name for name in NAMES if is_drawn and not os.path.lexists(scratch / name)]
+    doomed = [root, *(root / name for name in moved), scratch]
+    for path in doomed:
+        refuse_link(path)
+    for path in doomed[1:]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def draw_patch(label, rng):

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ..disk.whole import StrPath, whole_write, writable_folder
+from ..disk.whole import StrPath, refuse_link, whole_write, writable_folder
 from ..engine.compat import Learner, load_trusted_export
 from ..engine.given import (
     applied_recipe,
@@ -76,7 +76,7 @@ def save_bundle(
         InputError: a model that `load_bundle` would turn down: not the one that the recipe of its
         databunch names, or with weights that are not finite; or one that would answer otherwise
         there than here, for its classes, loss or transforms; nothing is written then. OSError: the
-        folder cannot be written.
+        folder cannot be written, or it or a file of the model is a link.
 
     CHANGED C8: the walkthrough exports a pickle, which runs whatever code is in it; see
         `load_export` for that.
@@ -106,6 +106,8 @@ def save_bundle(
     )
     folder = writable_folder(folder)
     pending = _pending(folder, card)
+    for path in (folder / CARD, folder / WEIGHTS, folder / NOTES, pending):
+        refuse_link(path)
     # a full disk spoils neither new nor older model
     with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:
         files = {WEIGHTS: weights, CARD: content, NOTES: card_notes(card).encode()}

@@ -1,5 +1,6 @@
 """One folder a run: made, locked, and never taken from another run."""
 
+import fnmatch
 import os
 import shlex
 import shutil
@@ -149,10 +150,11 @@ def refuse_taken(folder) -> None:
     Raises:
         FileExistsError: it does; names it.
     """
+    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     for pattern in NAMES:
-        for found in sorted(Path(folder).glob(pattern)) if Path(folder).is_dir() else ():
+        for name in fnmatch.filter(there, pattern):  # a glob passes over links that lead nowhere
             raise FileExistsError(
-                f"{folder} holds {found.name}, which a run writes and which is never written over; "
+                f"{folder} holds {name}, which a run writes and which is never written over; "
                 "name an empty folder, or if an interrupted run lies there go on with it: "
                 f"{resume_command(os.path.relpath(folder))}"
             )

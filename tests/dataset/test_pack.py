@@ -201,7 +201,9 @@ def test_tables_and_pack_alone_are_enough(without_files, sample, tmp_path):
         read_image(copy), read_image(sample.test_path(patch_id))
     )
     assert copy.read_bytes() == Path(sample.test_path(patch_id)).read_bytes()
+    (tmp_path / "name.tif").symlink_to(tmp_path / "victim")  # replaced, not followed
     other = copy_patch(sample.test_path(patch_id), tmp_path / "name.tif")
+    assert not other.is_symlink() and not (tmp_path / "victim").exists()
     assert other == tmp_path / "name.tif" and other.read_bytes() == copy.read_bytes()
     shutil.move(without_files, tmp_path / "fast disk")
     assert np.array_equal(
@@ -695,3 +697,22 @@ def test_a_part_is_kept_up_to_the_first_file_that_changed(packed_root, tmp_path)
     files = sorted((root / "train").iterdir())
     files[7].write_bytes(files[8].read_bytes())
     assert pack_dataset(root, progress=False).kept == 7
+
+
+@pytest.mark.parametrize(
+    "name", ["", "patches.npy", "ids.npy", "hashes.npy", "index.json", ".lock"]
+)
+def test_nothing_is_packed_through_a_link(copy_of_sample, tmp_path, refused, name):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "mine").write_bytes(b"mine")
+    part = copy_of_sample / "packed.part"
+    link, target = (part / name, tmp_path / "mine") if name else (part, tmp_path / "victim")
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(target)
+    with refused(OSError, link, "is a link to", "name the place itself"):
+        pack_dataset(copy_of_sample, progress=False)
+    (tmp_path / "into").symlink_to(tmp_path / "victim")
+    with refused(OSError, tmp_path / "into", "is a link to"):
+        pack_dataset(copy_of_sample, tmp_path / "into", progress=False)
+    assert (tmp_path / "mine").read_bytes() == b"mine" and link.is_symlink()
+    assert list((tmp_path / "victim").iterdir()) == []

@@ -3,7 +3,11 @@ centre shows."""
 
 import csv
 import hashlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -15,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hcd.dataset.opened import open_dataset
-from hcd.dataset.sample import _draw_nuclei, draw_patch, make_sample
+from hcd.dataset.sample import CARD, NAMES, UNFINISHED, _draw_nuclei, draw_patch, make_sample
 
 # rows and columns that the label may change: the centre 32 x 32 and 4 px around it
 REACH = slice(28, 68)
@@ -305,6 +309,61 @@ def test_interrupted_call_leaves_the_folder_empty(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
     monkeypatch.undo()
     assert len(make_sample(tmp_path, train=20, test=4).labels) == 20
+
+
+def test_a_link_is_neither_filled_nor_emptied_through(tmp_path, refused):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "victim")
+    with refused(OSError, tmp_path / "link", "is a link to"):
+        make_sample(tmp_path / "link", train=8, test=2)
+    (tmp_path / "victim/mine").write_text("mine")
+    for name in (UNFINISHED, "train"):
+        root = tmp_path / f"root of {name}"
+        (root / "test").mkdir(parents=True)
+        (root / "test/mine.tif").write_text("mine")
+        if name == "train":  # as if killed while moving
+            (root / UNFINISHED / "test").mkdir(parents=True)
+            (root / UNFINISHED / CARD).touch()
+        (root / name).symlink_to(tmp_path / "victim")
+        before = files_of(root)
+        with refused(OSError, root / name, "is a link to"):
+            make_sample(root, train=8, test=2)
+        assert files_of(root) == before and (root / name).is_symlink()
+    assert files_of(tmp_path / "victim") == {"mine": b"mine"}
+
+
+@pytest.mark.parametrize("name", [".unfinished", UNFINISHED])
+def test_somebodys_own_data_beside_a_scratch_folder_stay(tmp_path, name):
+    for folder in ("train", name):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.tif").write_text("mine")
+    with pytest.raises(FileExistsError, match="name an empty folder"):
+        make_sample(tmp_path, train=8, test=2)
+    assert files_of(tmp_path)["train/mine.tif"] == b"mine"
+
+
+MOVES = """
+import os, signal, sys
+from hcd.dataset.sample import make_sample
+replace, left = os.replace, int(sys.argv[2])
+def move(source, target):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    replace(source, target)
+os.replace = move
+make_sample(sys.argv[1], train=8, test=2)
+"""
+
+
+@pytest.mark.parametrize("moves", [0, 1, len(NAMES) - 1])
+def test_a_kill_between_two_moves_leaves_what_the_next_call_clears(tmp_path, moves):
+    command = [sys.executable, "-c", MOVES, str(tmp_path / "data"), str(moves)]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2])
+    assert done.returncode == -signal.SIGKILL and (tmp_path / "data" / UNFINISHED).is_dir()
+    make_sample(tmp_path / "data", train=8, test=2)
+    assert sorted(os.listdir(tmp_path / "data")) == sorted(NAMES)
 
 
 @pytest.mark.parametrize(

@@ -601,3 +601,24 @@ def test_export_with_code_runs_it_only_when_trusted(tmp_path):
 def test_export_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_export(tmp_path / "export.pkl", trust=True)
+
+
+def test_a_model_is_not_saved_through_a_link(learner, saved, folder, tmp_path):
+    """`refused` of this file is about loading; a link to a folder may be read from."""
+    victim = shutil.copytree(saved, tmp_path / "victim")
+    (tmp_path / "link").symlink_to(victim)
+    places = [tmp_path / "link"]
+    for name in ("model.safetensors", "card.json", "README.md"):
+        places.append(shutil.copytree(folder, tmp_path / name / "model") / name)
+        places[-1].unlink()
+        places[-1].symlink_to(tmp_path / "nowhere" if name == "card.json" else victim / name)
+    before = {path: path.read_bytes() for path in victim.iterdir()}
+    for link in places:
+        there = sorted(link.parent.iterdir())
+        with pytest.raises(OSError, match="is a link to .*; name the place itself") as caught:
+            save_bundle(learner, link if link.is_dir() else link.parent, {"validation AUC": 0.5})
+        assert str(caught.value).startswith(f"{link} is a link")
+        assert sorted(link.parent.iterdir()) == there and link.is_symlink()
+    assert {path: path.read_bytes() for path in victim.iterdir()} == before
+    assert not (tmp_path / "nowhere").exists()
+    load_bundle(tmp_path / "link")

@@ -68,6 +68,15 @@ def test_in_a_folder_of_the_checkout_they_go_to_its_own_outputs(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name.replace("*", "x") for name in NAMES])
+def test_a_link_that_leads_nowhere_is_there_too(tmp_path, refused, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "nowhere")
+    with refused(FileExistsError, tmp_path, name, "never written over"):
+        prepare_output(tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == [name] and not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", [name.replace("*", "x") for name in NAMES])
 def test_nothing_that_a_run_writes_may_be_there(tmp_path, refused, name):
     (tmp_path / "notes.txt").touch()
     (tmp_path / name).write_bytes(b"mine")
