@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.core import defaults
 from fastai.vision import Image, ImageList, pil2tensor
 from sklearn.model_selection import train_test_split
 
 from .dataset.opened import Dataset
 from .dataset.tables import id_array
+from .disk.parallel import usable_cpus
 from .engine.compat import DataBunch
 from .engine.databunch import ImageDataBunch
 from .engine.device import find_device, require_room_for_workers
@@ -138,8 +138,8 @@ def make_databunch(
         dataset: see `open_dataset`.
         recipe: crop, augmentation, batch size and normalisation.
         valid_idx: row positions of the validation patches, see `stratified_split`.
-        num_workers: processes that read; None lets fastai count the cores (at most 16), 0 reads in
-            this process.
+        num_workers: processes that read; None takes as many as this process may use CPUs (at most
+            16), 0 reads in this process.
         device: "cpu", "cuda", ...; None takes a GPU when there is one.
     Returns:
         fastai ImageDataBunch; batches are (batch_size, 3, crop_size, crop_size) float32,
@@ -169,8 +169,8 @@ def make_databunch(
             f" incomplete batch is dropped; give {n_train} or less"
         )
     _require_both_labels(np.asarray(dataset.labels["label"]), valid_idx)
-    # fastai counts the CPUs that this process may use, at most 16; a quota it does not know
-    count = defaults.cpus if num_workers is None else num_workers
+    # fastai would count the CPUs without a container's quota
+    count = min(16, usable_cpus()) if num_workers is None else num_workers
     require_room_for_workers(count, recipe.batch_size, recipe.crop_size, 2 if recipe.fast else 1)
     options: dict[str, Any] = dict(path=dataset.root, source=dataset, recipe=recipe)
     train, test = (

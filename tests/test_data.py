@@ -279,9 +279,16 @@ def test_two_workers_draw_afresh_each_pass_and_unlike_each_other(sample, split, 
     assert len(crops) == 32 and len(set(crops)) > 24
 
 
-def test_workers_are_counted_when_none_are_named(sample, split, small_recipe):
+# torch's, about more workers than this machine has cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("cpus, workers", [(1, 1), (3, 3), (64, 16)])
+def test_workers_follow_the_usable_cpus_when_none_are_named(
+    sample, split, small_recipe, monkeypatch, cpus, workers
+):
+    monkeypatch.setattr("hcd.data.usable_cpus", lambda: cpus)
     data = make_databunch(sample, small_recipe, split[1], device="cpu")
-    assert data.train_dl.num_workers == min(16, len(os.sched_getaffinity(0)))
+    for loader in (data.train_dl, data.valid_dl, data.test_dl):
+        assert loader.num_workers == workers
 
 
 def test_a_patch_that_cannot_be_read_any_more_stops_the_reading(

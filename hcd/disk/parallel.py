@@ -1,20 +1,93 @@
-"""One function over many patches, on all cores."""
+"""One function over many patches, on all cores that this process may use."""
 
+import math
 import os
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
 
-def map_patches(function, paths, title, progress=True, chunk=64):
-    """Yield `function(path)` for every path, in order, computed on all cores with a progress bar.
+def usable_cpus() -> int:
+    """Count the CPUs that this process may use, which in a container or on a cluster are fewer than
+    the host has.
 
-    Threads are enough: OpenCV decodes outside Python's lock. Chunks keep 220,025 futures from
-    existing at once.
+    Returns:
+        the CPUs that it is bound to, and no more than its control groups' quota, rounded up; at
+        least 1.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        bound = len(os.sched_getaffinity(0))
+    else:  # macOS and Windows
+        bound = os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, cpu_quota())))
+
+
+def cpu_quota(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the smallest quota of this process's control group and of those above it, in CPUs;
+    infinity where there is none.
+
+    Args:
+        proc, groups: where Linux shows processes and control groups, of version 1 or 2.
+    """
+    quotas = [math.inf]
+    for line in _lines(proc / "self" / "cgroup"):
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "":
+            quotas += [_quota(folder, "cpu.max") for folder in _upwards(groups, path)]
+            # of both versions at once
+            quotas += [_quota(folder, "cpu.max") for folder in _upwards(groups / "unified", path)]
+        elif "cpu" in controllers.split(","):
+            for mount in {controllers, "cpu", "cpu,cpuacct"}:
+                quotas += [
+                    _quota(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+                    for folder in _upwards(groups / mount, path)
+                ]
+    return min(quotas)
+
+
+def _upwards(mount, path):
+    """Return the folders of a group and of all above it; a container sees the host's path and only
+    the last of them."""
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
+    return [mount.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _quota(folder, *names):
+    """Return time over period, in CPUs; infinity where the files are not there or set no bound."""
+    words = [word for name in names for word in " ".join(_lines(folder / name)).split()]
+    if len(words) != 2 or not all(word.isdecimal() for word in words):  # "max", or -1
+        return math.inf
+    time, period = map(int, words)
+    return time / period if time and period else math.inf
+
+
+def _lines(path):
+    """Return the lines of a file of the kernel's; none where it is not there or closed to us."""
+    try:
+        return path.read_text("utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux, or hidden: then there is no quota to follow
+        return []
+
+
+def map_patches(
+    function: Callable[[Any], Any],
+    paths: Sequence,
+    title: str,
+    progress: bool = True,
+    chunk: int = 64,
+) -> Generator[Any, None, None]:
+    """Yield `function(path)` for every path, in order, computed on all usable cores with a progress
+    bar.
+
+    Threads are enough: OpenCV decodes outside Python's lock, and starts none of its own for what is
+    as small as a patch. Chunks keep 220,025 futures from existing at once.
     """
     chunks = [paths[start : start + chunk] for start in range(0, len(paths), chunk)]
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(usable_cpus()) as pool,
         tqdm(total=len(paths), desc=title, disable=not progress) as bar,
     ):
         try:

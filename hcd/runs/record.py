@@ -1,7 +1,6 @@
 """The record of a run, run.json in its folder: all that it takes to do it again, to go on with it,
 or to doubt it."""
 
-import os
 import platform
 import re
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..disk.parallel import usable_cpus
 from ..disk.whole import read_json, shorten, write_json
 from ..engine.compat import library_versions
 from ..errors import InputError
@@ -192,7 +192,7 @@ def _machine():
     return {
         "platform": platform.platform(),
         "processor": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": usable_cpus(),
         "torch_threads": torch.get_num_threads(),
         "gpus": gpus,
     }

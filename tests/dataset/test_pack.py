@@ -35,6 +35,7 @@ from hcd import (
 from hcd.dataset import packer
 from hcd.dataset.pack import HEADER, array_header, array_shapes, index_digest, new_index
 from hcd.dataset.tables import id_array
+from hcd.disk import parallel
 from hcd.reader import read_cropped_image, read_image, read_patch
 
 ROW = 96 * 96 * 3
@@ -524,7 +525,7 @@ def small_chunks(monkeypatch):
     """Let one thread pack, two patches at a time; `sample` has fewer than fit into one part of the
     work."""
     whole = packer.map_patches
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(parallel, "usable_cpus", lambda: 1)
     monkeypatch.setattr(
         packer,
         "map_patches",
