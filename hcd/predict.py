@@ -129,7 +129,7 @@ class DrawnCrops(Dataset):
 
     def __getitem__(self, i):
         recipe = self.items.recipe
-        patch = read_patch(self.items.find(self.items.items[i]), recipe)
+        patch = read_patch(self.items.find(self.items.items[i]), recipe, proven=True)
         crops = np.stack([apply_draw(patch, draw.tolist(), recipe) for draw in self.draws[:, i]])
         return torch.from_numpy(crops.transpose(0, 3, 1, 2).copy())
 

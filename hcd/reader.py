@@ -7,18 +7,27 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .disk.images import MOST_PIXELS, claimed_size, decode_image, other_kind, read_content
+from .disk.headers import claimed_size
+from .disk.images import MOST_PIXELS, decode_image, read_content
+from .disk.pillow import other_kind
 from .disk.tiff import plain_rgb
 from .errors import InputError
 from .recipe import Recipe
 
+CONVERT = (
+    "convert it, for example with Pillow's Image.open(name).convert('RGB').save(new_name,"
+    " compression='raw'), or restore it"
+)
 
-def read_image(path: Any) -> np.ndarray:
+
+def read_image(path: Any, proven: bool = False) -> np.ndarray:
     """Read one image file.
 
     Args:
         path: an 8-bit RGB image; the competition's are TIFF. A `PackedPatch` gives its pixels, a
             read-only view.
+        proven: True for a file that `verify_patches` or `check_dataset` has read, as in training: a
+            compressed one is decoded by OpenCV alone, without Pillow's second opinion.
     Returns:
         (H, W, 3) uint8 RGB, 0 to 255.
     Raises:
@@ -37,42 +46,50 @@ def read_image(path: Any) -> np.ndarray:
     image = plain_rgb(content)
     if image is not None:
         return image
-    image = decode_image(content)
-    if image is None:
-        width, height = claimed_size(content) or (0, 0)
-        if width * height > MOST_PIXELS:
-            raise InputError(
-                f"{path} claims {width} x {height} px; at most {MOST_PIXELS} px are decoded,"
-                " restore it from the data set"
-            )
-        kind = other_kind(content)
-        if kind:
-            raise InputError(
-                f"{path} is a {kind} image, and a patch is plain 8-bit RGB; convert it, for"
-                " example with Pillow's Image.open(...).convert('RGB').save(...)"
-            )
-        raise InputError(
-            f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or no"
-            " TIFF, PNG or JPEG, restore it from the data set"
-        )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        channels = 1 if image.ndim == 2 else image.shape[2]
-        raise InputError(
-            f"{path} has {channels} channel(s) of {image.dtype}; a patch is 8-bit RGB with 3,"
-            " convert or restore it"
-        )
+    image = decode_image(content, proven)
+    if image is None or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(_no_patch(path, content, image))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_patch(path, recipe=Recipe()):
+def _no_patch(path, content, image):
+    """Say in a sentence why a file's bytes are no 8-bit RGB image; image: what OpenCV made of
+    them."""
+    width, height = claimed_size(content) or (0, 0)
+    if width * height > MOST_PIXELS:
+        return (
+            f"{path} claims {width} x {height} px; at most {MOST_PIXELS} px are decoded, restore it"
+            " from the data set"
+        )
+    kind = other_kind(content)
+    if image is None and not kind:
+        return (
+            f"{path} ({len(content)} bytes) cannot be decoded as an image; it is damaged or no"
+            " TIFF, PNG or JPEG, restore it from the data set"
+        )
+    if image is None:
+        return f"{path} is a {kind} image; a patch is 8-bit RGB, {CONVERT}"
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    kind = kind or {1: "grey", 3: "RGB", 4: "RGB with alpha"}.get(channels, "stacked")
+    # of other types Pillow's convert would cut the values off
+    remedy = CONVERT if image.dtype == np.uint8 else "scale its values to 0 to 255 and restore it"
+    return (
+        f"{path} has {channels} channel(s) of {image.dtype} ({kind}); a patch is 8-bit RGB with 3,"
+        f" {remedy}"
+    )
+
+
+def read_patch(path: Any, recipe: Recipe = Recipe(), proven: bool = False) -> np.ndarray:
     """Read one image file and require the recipe's patch size.
 
+    Args:
+        path, proven: see `read_image`.
     Returns:
         (original_size, original_size, 3) uint8 RGB.
     Raises:
         FileNotFoundError, InputError: as `read_image`, or another size.
     """
-    image = read_image(path)
+    image = read_image(path, proven)
     size = recipe.original_size
     if image.shape[:2] != (size, size):
         raise InputError(
@@ -86,6 +103,8 @@ def read_cropped_image(
     path: Any, augmentations: bool = True, recipe: Recipe = Recipe(), rng: Any = random
 ) -> np.ndarray:
     """Read one patch and return one random augmented crop of it.
+
+    It is decoded once: damage that only a second decoder finds is for `verify_patches` to find.
 
     Args:
         path: the patch's file.
@@ -103,7 +122,7 @@ def read_cropped_image(
 
     Source: In 4.
     """
-    patch = read_patch(path, recipe)
+    patch = read_patch(path, recipe, proven=True)
     if not augmentations:
         return _tone_table(0, 0)[patch]
     return augment(patch, recipe, rng)

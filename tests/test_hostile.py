@@ -26,7 +26,8 @@ from PIL import Image
 import hcd
 from hcd import cli, load_bundle, read_cropped_image, read_image, save_bundle
 from hcd.dataset.tables import read_table
-from hcd.disk.images import MOST_BYTES, claimed_size, decode_image
+from hcd.disk.headers import claimed_size
+from hcd.disk.images import MOST_BYTES, decode_image
 from hcd.runs.notebook import _WholeFiles
 from hcd.runs.record import start_record
 

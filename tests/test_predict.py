@@ -68,7 +68,9 @@ def test_draws_anew_each_time(learner):
 def test_each_patch_is_read_once_for_all_passes(learner, monkeypatch):
     read, plain_read = [], predict.read_patch
     monkeypatch.setattr(
-        predict, "read_patch", lambda path, recipe: (read.append(path), plain_read(path, recipe))[1]
+        predict,
+        "read_patch",
+        lambda path, recipe, proven: (read.append(path), plain_read(path, recipe, proven))[1],
     )
     predict_tta(learner, 5, progress=False)
     assert read == learner.data.test_ds.x.source.test_paths

@@ -232,7 +232,7 @@ def _inspect(path, recipe):
         if patch.min() > BRIGHT_ABOVE
         else None
     )
-    return kind, hashlib.sha1(patch).digest()
+    return kind, hashlib.sha1(patch.data).digest()
 
 
 def _holds_image(path):

@@ -163,9 +163,9 @@ def test_wrong_shape_or_type(copy_of_sample):
     assert list(found) == ["not_a_patch"]
     names = [path.relative_to(copy_of_sample).as_posix() for path in paths]
     faults = [
-        "has 1 channel(s) of uint8",
-        "has 4 channel(s) of uint8",
-        "has 3 channel(s) of uint16",
+        "has 1 channel(s) of uint8 (grey)",
+        "has 4 channel(s) of uint8 (RGB with alpha)",
+        "has 3 channel(s) of uint16 (RGB)",
         "is 96 x 95 px",
         "is 97 x 96 px",
         "is 192 x 192 px",
