@@ -17,7 +17,7 @@ from ..recipe import Recipe
 from ..stats import BRIGHT_ABOVE, DARK_BELOW
 from .opened import visible_files
 from .pack import FOLDER
-from .tables import LAYOUT, read_table, row_faults
+from .tables import LAYOUT, read_table, row_faults, table_file
 
 FINDINGS = {
     "tables": "faults of the tables",
@@ -104,7 +104,7 @@ def check_dataset(root: StrPath, recipe: Recipe = Recipe(), progress: bool = Tru
     """
     root = Path(root)
     if not any(
-        (root / name).exists()
+        table_file(root, name).exists()
         for name in ("train", "test", "train_labels.csv", "sample_submission.csv")
     ):
         raise FileNotFoundError(
@@ -143,11 +143,11 @@ def check_dataset(root: StrPath, recipe: Recipe = Recipe(), progress: bool = Tru
 def _check_tables(root, notes):
     """Return {id: its labels, "" to "01"} of train, test and the answers; None for a table that is
     absent or cannot be read."""
-    train = _check_table(root / "train_labels.csv", True, notes)
-    test = _check_table(root / "sample_submission.csv", False, notes)
+    train = _check_table(table_file(root, "train_labels.csv"), True, notes)
+    test = _check_table(table_file(root, "sample_submission.csv"), False, notes)
     answers = (
-        _check_table(root / "test_labels.csv", True, notes)
-        if (root / "test_labels.csv").is_file()
+        _check_table(table_file(root, "test_labels.csv"), True, notes)
+        if table_file(root, "test_labels.csv").is_file()
         else None
     )
     labels = set("".join((train or {}).values()))

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
 from .pack import FOLDER, PackedFolder, PackedPatch
-from .tables import LAYOUT, id_array, read_ids, read_labels
+from .tables import LAYOUT, id_array, read_ids, read_labels, table_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +99,9 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
 
     Args:
         root: folder with train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and
-            sample_submission.csv. Where it holds packed/, the patches are read from there; train/
-            and test/ may then be absent, see `pack_dataset`.
+            sample_submission.csv; a table may be compressed, as <name>.gz. Where it holds packed/,
+            the patches are read from there; train/ and test/ may then be absent, see
+            `pack_dataset`.
         packed: False reads the files although there is a pack; True requires one.
     Returns:
         Dataset.
@@ -116,13 +117,14 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; name the folder that holds {LAYOUT}")
-    labels = read_labels(root / "train_labels.csv")
+    _say_where_it_lies(root)
+    listed = table_file(root, "train_labels.csv")
+    labels = read_labels(listed)
     if labels["label"].nunique() < 2:
         raise InputError(
-            f"{root / 'train_labels.csv'} holds only label {labels['label'].iloc[0]}; training"
-            " needs patches of both"
+            f"{listed} holds only label {labels['label'].iloc[0]}; training needs patches of both"
         )
-    sample_ids = tuple(read_ids(root / "sample_submission.csv")["id"])
+    sample_ids = tuple(read_ids(table_file(root, "sample_submission.csv"))["id"])
     sides = (
         ("train", id_array(labels["id"]), "train_labels.csv"),
         ("test", id_array(sample_ids), "sample_submission.csv"),
@@ -139,7 +141,7 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
             _match_files(root / folder, ids, table)
     if pack:
         pack.spot_check()
-    answers = root / "test_labels.csv"
+    answers = table_file(root, "test_labels.csv")
     test_labels = read_labels(answers) if answers.is_file() else None
     if test_labels is not None and not np.array_equal(
         np.sort(id_array(test_labels["id"])), sides[1][1]
@@ -196,6 +198,38 @@ def pixel_digests(paths: Sequence, recipe: Recipe = Recipe(), progress: bool = T
             f"{len(faults)} of {len(paths)} patches cannot be used: {'; '.join(faults[:3])}{more}"
         )
     return np.frombuffer(b"".join(found), np.uint8).reshape(-1, 20)
+
+
+def _say_where_it_lies(root):
+    """Name the archive to unpack, or the folder farther in, where a data set is not here itself.
+
+    Raises:
+        FileNotFoundError: it lies elsewhere.
+    """
+    sides = [name for name in ("train", "test") if not (root / name).exists()]
+    sides = [] if os.path.lexists(root / FOLDER) else sides
+    table = "train_labels.csv"
+    tables = [] if table_file(root, table).exists() else [table]
+    for missing in tables + sides:
+        for archive in (f"{missing}.zip", f"{missing}.tar", f"{missing}.tar.gz"):
+            if (root / archive).is_file():
+                raise FileNotFoundError(
+                    f"{root / missing} is missing, but {archive} is there; unpack it to get"
+                    f" {missing} beside it"
+                )
+    if not tables:
+        return
+    inner = [folder for folder in sorted(root.iterdir()) if table_file(folder, table).is_file()]
+    if inner:
+        raise FileNotFoundError(
+            f"{root / table} is missing, but {inner[0]} holds one; name that folder"
+        )
+    archives = sorted(root.glob("*.zip"))
+    if archives:
+        raise FileNotFoundError(
+            f"{root / table} is missing, but {archives[0].name} is there; unpack it and name the"
+            f" folder that then holds {LAYOUT}"
+        )
 
 
 def visible_files(folder):

@@ -39,7 +39,7 @@ from .pack import (
     index_digest,
     new_index,
 )
-from .tables import TABLES, id_array
+from .tables import TABLES, id_array, table_file
 
 TITLE = "checking what is packed"
 LOCK = ".lock"  # in packed.part/, and gone with it
@@ -104,9 +104,10 @@ def pack_dataset(
     if target != root:
         _same_tables(root, writable_folder(target))
         for name in TABLES:
-            if (root / name).is_file():
-                with whole_write(target / name) as file:
-                    file.write((root / name).read_bytes())
+            table = table_file(root, name)
+            if table.is_file():
+                with whole_write(target / table.name) as file:
+                    file.write(table.read_bytes())
     kept = _pack(
         dataset,
         target / f"{FOLDER}.part",
@@ -144,8 +145,8 @@ def _same_tables(root, target):
     """Require the tables of another folder to be those of the data set, where it has any."""
     for name in TABLES:
         theirs, ours = (
-            (folder / name).read_bytes() if (folder / name).is_file() else b""
-            for folder in (target, root)
+            table.read_bytes() if table.is_file() else b""
+            for table in (table_file(folder, name) for folder in (target, root))
         )
         if theirs not in (b"", ours):
             raise FileExistsError(

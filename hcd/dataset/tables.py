@@ -1,7 +1,11 @@
 """The tables of a data set: ids and labels, read as text and judged row by row."""
 
 import csv
+import gzip
+import io
 import re
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,9 +23,15 @@ ID_LETTER, LONGEST_ID = r"[\w\-]", 200  # an id is a file's name
 TABLES = ("train_labels.csv", "sample_submission.csv", "test_labels.csv")
 
 
+def table_file(root: Path, name: str) -> Path:
+    """Return the file of a table: <name>, or <name>.gz where that alone is there."""
+    packed = root / f"{name}.gz"
+    return packed if packed.is_file() and not (root / name).exists() else root / name
+
+
 def read_table(path):
     """Read a CSV's columns id and label as text, whatever its rows hold; `row_faults` says what is
-    wrong with them.
+    wrong with them. One that ends in .gz is decompressed.
 
     pandas would fill short rows, shift long ones and rename a column that stands twice, all in
     silence.
@@ -35,7 +45,7 @@ def read_table(path):
         )
     ids, labels = [], []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with _opened(path) as file:
             rows = _table_rows(file)
             header = next(rows)
             if header.count("id") == header.count("label") == 1:
@@ -58,6 +68,20 @@ def read_table(path):
     if not ids:
         raise InputError(f"{path} has a header but no rows; restore it from the data set")
     return pd.DataFrame({"id": ids, "label": labels})
+
+
+def _opened(path):
+    """Open a table as text; of a compressed one no more is decompressed than a table may have."""
+    if path.suffix != ".gz":
+        return open(path, encoding="utf-8-sig", newline="")
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MOST_TABLE_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"it is no whole gzip file: {error}") from error
+    if len(content) > MOST_TABLE_BYTES:
+        raise InputError(f"it decompresses to more than {MOST_TABLE_BYTES} bytes")
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
 
 
 def _table_rows(file):

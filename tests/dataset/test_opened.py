@@ -1,6 +1,7 @@
 """A data set is opened only when its tables and files agree, and each patch can be read before
 training."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hcd import Recipe, open_dataset, verify_patches
+from hcd import Recipe, check_dataset, open_dataset, pack_dataset, verify_patches
 from hcd.dataset import opened as dataset_module
 from hcd.dataset.opened import Dataset
 
@@ -458,3 +459,109 @@ def test_answers_of_one_label_are_found_at_once(copy_of_sample, refused):
     table.write_text("\n".join([rows[0], *(f"{row[:-1]}1" for row in rows[1:])]) + "\n")
     with refused(ValueError, table, "only label 1", "ROC curve", "move it away"):
         open_dataset(copy_of_sample)
+
+
+# tables and folders as people have them
+
+
+def compress(path):
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    return packed
+
+
+def test_compressed_tables_are_read(sample, copy_of_sample, tmp_path):
+    for name in (*TABLES, "test_labels.csv"):
+        compress(copy_of_sample / name)
+    dataset = open_dataset(copy_of_sample)
+    assert dataset.fingerprint == sample.fingerprint and dataset.sample_ids == sample.sample_ids
+    assert dataset.test_labels.equals(sample.test_labels)
+    assert check_dataset(copy_of_sample, progress=False).clean
+    pack_dataset(copy_of_sample, tmp_path / "fast", progress=False)
+    assert open_dataset(tmp_path / "fast").fingerprint == sample.fingerprint
+    assert not pack_dataset(copy_of_sample, tmp_path / "fast", progress=False).new
+
+
+def test_a_table_that_is_there_plain_and_compressed_is_read_plain(sample, copy_of_sample):
+    (copy_of_sample / "train_labels.csv.gz").write_bytes(b"not read")
+    assert open_dataset(copy_of_sample).fingerprint == sample.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["cut", "no gzip", "flipped", "empty"])
+def test_a_damaged_compressed_table(copy_of_sample, refused, damage):
+    path = compress(copy_of_sample / "train_labels.csv")
+    content = path.read_bytes()
+    flipped = content[:-6] + bytes([content[-6] ^ 1]) + content[-5:]
+    path.write_bytes(
+        {"cut": content[:-9], "no gzip": b"id,label", "flipped": flipped, "empty": b""}[damage]
+    )
+    with refused(ValueError, path, "restore it"):
+        open_dataset(copy_of_sample)
+    (finding,) = check_dataset(copy_of_sample, progress=False).findings["tables"]
+    assert finding.startswith("train_labels.csv.gz: is no CSV table")
+
+
+@pytest.mark.parametrize("letter", [b"0", b"0\n", b"0,1\n"])
+def test_a_compressed_table_that_would_fill_the_memory(
+    copy_of_sample, refused, monkeypatch, letter
+):
+    monkeypatch.setattr("hcd.dataset.tables.MOST_TABLE_BYTES", 1 << 20)
+    path = copy_of_sample / "train_labels.csv.gz"
+    (copy_of_sample / "train_labels.csv").unlink()
+    with gzip.open(path, "wb") as file:
+        file.write(b"id,label\n")
+        for _ in range(64):
+            file.write(letter * (1 << 20))
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with refused(ValueError, path, "decompresses to more than"):
+        open_dataset(copy_of_sample)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def test_a_data_set_that_lies_farther_in(copy_of_sample, refused):
+    with refused(FileNotFoundError, copy_of_sample, "name that folder"):
+        open_dataset(copy_of_sample.parent)
+
+
+@pytest.mark.parametrize("archive", ["train.zip", "test.zip", "train.tar.gz"])
+def test_an_archive_that_is_not_unpacked(copy_of_sample, refused, archive):
+    side = archive.partition(".")[0]
+    shutil.rmtree(copy_of_sample / side)
+    (copy_of_sample / archive).write_bytes(b"PK")
+    with refused(FileNotFoundError, copy_of_sample / side, archive, "unpack it to get"):
+        open_dataset(copy_of_sample)
+
+
+def test_the_competitions_archive_itself(tmp_path, refused):
+    (tmp_path / "histopathologic-cancer-detection.zip").write_bytes(b"PK")
+    with refused(FileNotFoundError, "histopathologic-cancer-detection.zip", "unpack it and name"):
+        open_dataset(tmp_path)
+
+
+def test_an_archive_beside_what_was_unpacked_is_nobodys_business(sample, copy_of_sample):
+    for name in ("train.zip", "test.zip", "all.zip"):
+        (copy_of_sample / name).write_bytes(b"PK")
+    assert open_dataset(copy_of_sample).fingerprint == sample.fingerprint
+
+
+@pytest.mark.parametrize(
+    "header, row",
+    [("ID,Label", None), (" id,label", None), ("id;label", None), ("id,id,label", "a,{0}")],
+)
+def test_a_header_of_other_columns_is_shown(copy_of_sample, refused, header, row):
+    path = copy_of_sample / "train_labels.csv"
+    table = path.read_text().splitlines()[1:]
+    path.write_text("\n".join([header, *((row or "{0}").format(line) for line in table)]) + "\n")
+    with refused(ValueError, path, "the header"):
+        open_dataset(copy_of_sample)
+
+
+def test_a_byte_order_mark_windows_lines_and_hidden_files_change_nothing(sample, copy_of_sample):
+    path = copy_of_sample / "train_labels.csv"
+    text = path.read_text().replace("\n", "\r\n")
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace(",1\r", ",1.0\r").encode())
+    (copy_of_sample / "train" / "._a.tif").touch()
+    assert open_dataset(copy_of_sample).fingerprint == sample.fingerprint
