@@ -93,7 +93,8 @@ class CroppedImageList(ImageList):
 
     def open(self, fn: str) -> Any:
         """Read one crop as a fastai Image of (3, crop_size, crop_size) float32 in [0, 1]."""
-        crop = read_cropped_image(self.find(fn), recipe=self.recipe, rng=self.rng)
+        # verified before training: a second decoder at every read would cost twice the time
+        crop = read_cropped_image(self.find(fn), True, self.recipe, self.rng, proven=True)
         return Crop(pil2tensor(crop, np.float32), self.rng)
 
     def find(self, fn: str) -> Any:

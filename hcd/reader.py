@@ -100,18 +100,20 @@ def read_patch(path: Any, recipe: Recipe = Recipe(), proven: bool = False) -> np
 
 
 def read_cropped_image(
-    path: Any, augmentations: bool = True, recipe: Recipe = Recipe(), rng: Any = random
+    path: Any,
+    augmentations: bool = True,
+    recipe: Recipe = Recipe(),
+    rng: Any = random,
+    proven: bool = False,
 ) -> np.ndarray:
     """Read one patch and return one random augmented crop of it.
-
-    It is decoded once: damage that only a second decoder finds is for `verify_patches` to find.
 
     Args:
         path: the patch's file.
         augmentations: False returns the whole patch unchanged (for statistics), True a fresh draw
             every call.
         recipe: sizes and ranges of the augmentations.
-        rng: source of the draws, with Python's `random` interface.
+        rng: source of the draws, with Python's `random` interface. proven: see `read_image`.
     Returns:
         (crop_size, crop_size, 3) float32 RGB in [0, 1]; without augmentations (original_size,
         original_size, 3).
@@ -122,7 +124,7 @@ def read_cropped_image(
 
     Source: In 4.
     """
-    patch = read_patch(path, recipe, proven=True)
+    patch = read_patch(path, recipe, proven)
     if not augmentations:
         return _tone_table(0, 0)[patch]
     return augment(patch, recipe, rng)

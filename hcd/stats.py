@@ -52,7 +52,7 @@ def channel_statistics(
     total, total_squares, counted = np.zeros(3), np.zeros(3), 0
     too_dark, too_bright = [], []
     moments = map_patches(
-        lambda path: _moments(read_patch(path, recipe, proven=True)),
+        lambda path: _moments(read_patch(path, recipe)),
         paths,
         "channel statistics",
         progress,

@@ -127,15 +127,15 @@ def test_a_second_opinion_before_training_and_none_in_it(image, tmp_path, monkey
     monkeypatch.setattr(
         images, "second_opinion", lambda content: (asked.append(content), whole(content))[1]
     )
-    for read in (hcd.read_cropped_image, lambda path: hcd.channel_statistics([path])):
-        read(path)
-        assert asked == []
+    hcd.CroppedImageList([str(path)]).get(0)  # as training reads it
+    assert asked == []
     hcd.read_image(path)
+    hcd.read_cropped_image(path)  # by anybody else, of a file that nobody has verified
     hcd.verify_patches([path], progress=False)
-    assert len(asked) == 2
+    assert len(asked) == 3
     with refused(hcd.InputError, "1 of 1 patches", "cannot be decoded"):
         hcd.verify_patches([deflated(image, tmp_path / "b.tif")], progress=False)
-    assert len(asked) == 3
+    assert len(asked) == 4
 
 
 NOISY = """
