@@ -143,9 +143,10 @@ def _new_run(options):
     fingerprint = open_dataset(options.data).fingerprint if options.data else None
     check_machine(recipe, options.device)
     existed = bool(options.output) and Path(options.output).is_dir()
+    if options.output:
+        _refuse_own_places(Path(options.output).resolve(), options.data)
     output = Path(options.output) if options.output else new_run_folder(outputs_folder())
     output = output.resolve()
-    _refuse_own_places(output, options.data)
     parameters = {
         "data_folder": str(Path(options.data).resolve()) if options.data else "",
         "recipe_changes": changes,
@@ -163,15 +164,17 @@ def _new_run(options):
 
 
 def _refuse_own_places(output, data):
-    """Keep a run out of the folder of its template and out of that of its data."""
-    places = {"the walkthrough itself": find_notebook().parent}
+    """Keep a run out of the folders of its template and of its data; a folder of its own beside
+    train/ and test/ is fine."""
+    template, data = find_notebook().parent.resolve(), Path(data).resolve() if data else None
+    inside = {template: "the walkthrough itself"}
     if data:
-        places["the data"] = Path(data)
-    for what, place in places.items():
-        if place.resolve() in (output, *output.parents):
-            raise InputError(
-                f"{output} holds {what}, and a run is never written there; name another"
-            )
+        inside.update({data / "train": "the data", data / "test": "the data"})
+    for place, what in inside.items():
+        if place in (output, *output.parents):
+            raise InputError(f"{place} holds {what}, and no run is written there; name another")
+    if output == data:
+        raise InputError(f"{output} holds the data, and no run is written there; name another")
 
 
 @contextmanager

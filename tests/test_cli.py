@@ -439,7 +439,17 @@ def test_a_run_goes_neither_into_its_data_nor_into_its_template(notebook, copy_o
     before = sorted(copy_of_sample.rglob("*"))
     refused(capfd, [*options, "--data", copy_of_sample, "--output", copy_of_sample], "the data")
     refused(capfd, [*options, "--output", CHECKOUT / "notebooks"], "the walkthrough itself")
+    inside = copy_of_sample / "train/run"
+    refused(capfd, [*options, "--data", copy_of_sample, "--output", inside], "the data")
     assert sorted(copy_of_sample.rglob("*")) == before and not notebook.calls
+
+
+def test_a_run_started_in_the_folder_of_the_data_goes_beside_them(
+    notebook, copy_of_sample, monkeypatch
+):
+    monkeypatch.chdir(copy_of_sample)
+    assert main(["run", "--data", ".", "--no-pretrained", "--arch", "squeezenet1_1"]) == 0
+    assert notebook.calls[0][0].parent == copy_of_sample / "outputs"
 
 
 def test_a_bug_is_told_as_one(monkeypatch, tmp_path, capfd):

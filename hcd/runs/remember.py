@@ -35,8 +35,9 @@ NO_STATE = (
     fastai.callback.OptimWrapper,
     fastai.basic_train.Learner,
 )
-FILES = {"CSVLogger": ("file", "path", "start_epoch")}  # by class, what `log_until` sees to
-PATHS = {"path"}
+# where a callback writes, and what `log_until` sees to
+NAMED = {"_learn", "learn", "path"}
+FILES = {"CSVLogger": {"file", "start_epoch"}}
 
 
 def stateful_callbacks(callbacks) -> list:
@@ -72,7 +73,7 @@ def restore_states(callbacks, states) -> None:
     Raises:
         ValueError: one that tracks the best loss is new, so it would not know the best so far.
     """
-    left = [(name, attributes) for name, attributes in states]
+    left = list(states)
     for one in callbacks:
         kept = next((state for state in left if state[0] == type(one).__name__), None)
         if kept is None and isinstance(one, TrackerCallback):
@@ -99,12 +100,11 @@ def _is_row_from(row: str, epoch: int) -> bool:
 
 
 def _attributes(callback) -> dict[str, Any]:
-    ours = FILES.get(type(callback).__name__, ())
-    # `_learn` is a weak reference to the learner
+    ours = NAMED | FILES.get(type(callback).__name__, set())
     return {
         name: value
         for name, value in vars(callback).items()
-        if name not in (*ours, *PATHS, "_learn", "learn") and not isinstance(value, NO_STATE)
+        if name not in ours and not isinstance(value, NO_STATE)
     }
 
 
