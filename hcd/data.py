@@ -144,7 +144,7 @@ def make_databunch(
         device: "cpu", "cuda", ...; None takes a GPU when there is one.
     Returns:
         fastai ImageDataBunch; batches are (batch_size, 3, crop_size, crop_size) float32,
-        normalised.
+        normalised. Its test_dl is None where the data set has no test set.
     Raises:
         InputError: fewer training patches than one batch (fastai would drop it and train on
             nothing), valid_idx are no distinct row positions, a side without both labels, or
@@ -185,10 +185,11 @@ def make_databunch(
     # numpy's text takes four times the room; unlike Python's no worker copies it as it reads
     for part in (parts.train, parts.valid):
         part.items = part.items.astype(str)
+    labelled = parts.label_from_df(cols="label")
+    if len(test):
+        labelled.add_test(CroppedImageList(test.astype(str), **options))
     data = (
-        parts.label_from_df(cols="label")
-        .add_test(CroppedImageList(test.astype(str), **options))
-        .transform([[], []], size=recipe.crop_size)  # the reader has augmented already
+        labelled.transform([[], []], size=recipe.crop_size)  # the reader has augmented already
         .databunch(
             bs=recipe.batch_size,
             device=find_device(device),

@@ -58,7 +58,10 @@ def predict_tta(
     require_learner(learner)
     test_dl = learner.data.test_dl
     if test_dl is None:
-        raise InputError("the learner's databunch has no test set; build it with make_databunch")
+        raise InputError(
+            "the learner's databunch has no test set to predict; build it with make_databunch from"
+            " a data folder that has test/ and sample_submission.csv"
+        )
     require_crops(learner.data.test_ds, "the test set")
     classes, activation = class_names(learner.data), probabilities_of(learner)
     step = (checkpoints or NoCheckpoints()).step(
@@ -164,7 +167,7 @@ def write_submission(
     if learner.data.test_dl is None:
         raise InputError(
             "the learner's databunch has no test set to give the order of the probabilities; build"
-            " it with make_databunch"
+            " it with make_databunch from a data folder that has test/ and sample_submission.csv"
         )
     probabilities = np.asarray(probabilities)
     ids = [Path(item).stem for item in learner.data.test_ds.items]

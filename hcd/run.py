@@ -140,7 +140,8 @@ def _new_run(options):
     folder and its record. Where the notebook turns it down after all, nothing of it is left."""
     changes = recipe_changes(options)
     recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
-    fingerprint = open_dataset(options.data).fingerprint if options.data else None
+    dataset = open_dataset(options.data) if options.data else None
+    fingerprint = dataset.fingerprint if dataset else None
     check_machine(recipe, options.device)
     existed = bool(options.output) and Path(options.output).is_dir()
     if options.output:
@@ -155,6 +156,8 @@ def _new_run(options):
         "remove_outliers": options.remove_outliers,
         "back_to_stage1": options.back_to_stage1,
     }
+    if dataset and dataset.no_test:
+        print(f"{dataset.no_test}, so this run trains and validates but predicts no test set")
     with locked_output(output):
         try:
             yield output, start_record(output, recipe, parameters, fingerprint)

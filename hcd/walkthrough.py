@@ -1,7 +1,8 @@
 """In 1 to In 45 as one plain function: the notebook's twin, for scripts and tests.
 
 It does what the cells do, in their order and with the same draws, and leaves the same files; the
-figures are drawn and closed. Read the notebook for the why.
+figures are drawn and closed. Read the notebook for the why. Tests and benchmarks that need a part of
+it call its chapters one by one.
 """
 
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from .sweep import sweep_weight_decay
 
 
 @dataclass
-class _Run:
+class Run:
     """What the chapters hand on to each other, under the names that the notebook has for it."""
 
     recipe: Recipe
@@ -82,19 +83,20 @@ def run_walkthrough(
     Source: In 1 to In 45.
     """
     recipe = recipe or (Recipe() if str(data_folder) else Recipe.sample())
-    run = _begin(data_folder, recipe, output_folder, device, resume)
-    statistics = _look(run)
-    _split(run, statistics, remove_outliers, num_workers, device)
-    _train(run, back_to_stage1)
-    _validate(run, statistics)
-    _predict(run)
-    _deploy(run)
+    run = begin(data_folder, recipe, output_folder, device, resume)
+    statistics = look(run)
+    outliers = statistics.too_dark + statistics.too_bright
+    split(run, outliers if remove_outliers else [], num_workers, device)
+    train(run, back_to_stage1)
+    validate(run, statistics)
+    predict(run)
+    deploy(run)
     write_json(run.output / "metrics.json", run.metrics)
     tidy_run(run.output, run.final_model)
     return run.metrics
 
 
-def _begin(data_folder, recipe, output_folder, device, resume) -> _Run:
+def begin(data_folder, recipe, output_folder, device=None, resume=False) -> Run:
     """Check everything that can be checked at once: In 1."""
     output = prepare_output(output_folder, resume=resume)
     check_machine(recipe, device)
@@ -102,10 +104,10 @@ def _begin(data_folder, recipe, output_folder, device, resume) -> _Run:
     dataset = open_dataset(data_folder) if str(data_folder) else make_sample(output / "data")
     pixels = pixel_digests(dataset.train_paths + dataset.test_paths, recipe)
     checkpoints = Checkpoints(output / "checkpoints", recipe, dataset, resume, pixels)
-    return _Run(recipe, output, dataset, checkpoints)
+    return Run(recipe, output, dataset, checkpoints)
 
 
-def _look(run: _Run):
+def look(run: Run):
     """Look at patches and crops, and compute the channel statistics: In 2 to In 9."""
     recipe, dataset = run.recipe, run.dataset
     shuffled = dataset.labels.sample(frac=1, random_state=recipe.rng_seed)
@@ -129,10 +131,9 @@ def _look(run: _Run):
     return statistics
 
 
-def _split(run: _Run, statistics, remove_outliers, num_workers, device) -> None:
-    """Split, and build the databunch: In 10 to In 15."""
-    if remove_outliers:
-        run.dataset = run.dataset.without(statistics.too_dark + statistics.too_bright)
+def split(run: Run, outliers=(), num_workers=None, device=None) -> None:
+    """Split what is left without the outliers, and build the databunch: In 10 to In 15."""
+    run.dataset = run.dataset.without(outliers)
     labels, recipe = run.dataset.labels["label"], run.recipe
     _, valid_idx = stratified_split(labels, recipe.valid_fraction, recipe.rng_seed)
     run.data = make_databunch(run.dataset, recipe, valid_idx, num_workers, device)
@@ -141,7 +142,7 @@ def _split(run: _Run, statistics, remove_outliers, num_workers, device) -> None:
     plt.close()
 
 
-def _train(run: _Run, back_to_stage1: bool) -> None:
+def train(run: Run, back_to_stage1: bool = False) -> None:
     """Sweep, train the head, fine-tune everything: In 16 to In 29."""
     recipe, kept = run.recipe, run.checkpoints
     get_learner(run.data, recipe, run.output)  # In 16; its draws count
@@ -170,7 +171,7 @@ def _train(run: _Run, back_to_stage1: bool) -> None:
         run.interp = ClassificationInterpretation.from_learner(learner)
 
 
-def _note_stage(run: _Run, stage: str) -> None:
+def _note_stage(run: Run, stage: str) -> None:
     """Validate and save what a stage has trained: In 22 and 23, In 27 and 28."""
     interp = run.interp = ClassificationInterpretation.from_learner(run.learner)
     run.metrics[stage] = {
@@ -180,7 +181,7 @@ def _note_stage(run: _Run, stage: str) -> None:
     run.learner.save(f"{run.model_name}_{stage}")
 
 
-def _validate(run: _Run, statistics) -> None:
+def validate(run: Run, statistics) -> None:
     """Score and look at the validation patches: In 30 to In 38."""
     probabilities, targets = run.learner.get_preds(with_loss=True)[:2]
     choose_patches(run.interp)
@@ -200,13 +201,17 @@ def _validate(run: _Run, statistics) -> None:
         "final_model": run.final_model,
         "valid_accuracy": score.accuracy,
         "valid_auc": score.auc,
-        "tta_passes": run.recipe.tta_passes,
+        "tta_passes": 0 if run.dataset.no_test else run.recipe.tta_passes,
     }
 
 
-def _predict(run: _Run) -> None:
-    """Average augmented predictions of the test set and write the submission: In 39 to In 42."""
+def predict(run: Run) -> None:
+    """Average augmented predictions of the test set and write the submission: In 39 to In 42; left
+    out where there is no test set."""
     run.learner.load(run.final_model, with_opt=False)
+    if run.dataset.no_test:
+        print(f"In 39 to 41 are left out: {run.dataset.no_test}")
+        return
     probabilities = predict_tta(run.learner, run.recipe.tta_passes, checkpoints=run.checkpoints)
     path = run.output / f"{run.model_name}_submission.csv"
     submission = write_submission(path, run.dataset, run.learner, probabilities)
@@ -218,12 +223,13 @@ def _predict(run: _Run) -> None:
         run.metrics["test_auc"] = score_predictions(pairs, truth["label"]).auc
 
 
-def _deploy(run: _Run) -> None:
+def deploy(run: Run) -> None:
     """Save the model for another machine and try it on one patch: In 43 to In 45."""
     measured = ("stage1", "stage2", "valid_accuracy", "valid_auc")
     splits = dict.fromkeys(measured, "random")
     digest = run.dataset.fingerprint
     folder = save_bundle(run.learner, run.output / "model", run.metrics, digest, splits)
-    patch = run.dataset.test_path(Path(run.data.test_ds.items[0]).stem)
+    shown = run.data.valid_ds if run.dataset.no_test else run.data.test_ds
+    patch = shown.x.find(shown.items[0])
     prediction = predict_image(load_bundle(folder), patch)
     plt.close(plot_prediction(read_image(patch), prediction.label, prediction.probability))

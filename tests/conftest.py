@@ -1,5 +1,6 @@
 """What the tests share: a small synthetic data set, a databunch and a learner on it."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 import hcd  # noqa: E402
 import hcd.engine.compat  # noqa: E402, F401  before a test imports fastai, which warns of its age unless hcd has imported it quietly
+from hcd.cli import main  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 REMEDY = re.compile(
@@ -120,6 +122,39 @@ def small_recipe():
         finetune_epochs=1,
         tta_passes=2,
     )
+
+
+@pytest.fixture(scope="session")
+def run_recipe(small_recipe):
+    """The recipe of whole runs: `small_recipe` with an rng_seed and two epochs in stage 2."""
+    return dataclasses.replace(small_recipe, finetune_epochs=2, rng_seed=3)
+
+
+@pytest.fixture(scope="session")
+def run_notebook():
+    """Function (data folder, recipe, output folder, *more flags) that calls `hcd run` on one CPU
+    core."""
+
+    def run(data, recipe, output, *more):
+        flags = ["--data", str(data), "--output", str(output), "--device=cpu", "--workers=0"]
+        for field in dataclasses.fields(recipe):
+            value, name = getattr(recipe, field.name), field.name.replace("_", "-")
+            if value != field.default:
+                many = value if isinstance(value, tuple) else [value]
+                is_switch = isinstance(value, bool)
+                flags += [f"--{'' if value else 'no-'}{name}"] if is_switch else []
+                flags += [] if is_switch else [f"--{name}", *map(str, many)]
+        assert main(["run", *flags, *more]) == 0
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(sample, run_recipe, run_notebook, tmp_path_factory):
+    """The folder of one run of the notebook on `sample`; read it only."""
+    folder = tmp_path_factory.mktemp("run") / "notebook"
+    return run_notebook(sample.root, run_recipe, folder)
 
 
 @pytest.fixture(scope="session")

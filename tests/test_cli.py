@@ -353,10 +353,6 @@ def rewrite(path, change):
         ),
         (lambda root: [shutil.rmtree(root), root.mkdir()], "train_labels.csv is missing"),
         (
-            lambda root: (root / "sample_submission.csv").unlink(),
-            "sample_submission.csv is missing",
-        ),
-        (
             lambda root: rewrite(
                 root / "train_labels.csv", lambda text: text.replace("id,label", "id,class")
             ),

@@ -3,6 +3,7 @@ order."""
 
 import os
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,6 +161,22 @@ def test_shapes_types_and_how_many_batches(databunch):
         assert all(not inner.pin_memory or torch.cuda.is_available() for inner in (loader.dl,)), (
             name
         )
+
+
+def test_without_a_test_set_there_is_no_test_loader(copy_of_sample, small_recipe, split, learner):
+    shutil.rmtree(copy_of_sample / "test")
+    dataset = hcd.open_dataset(copy_of_sample)
+    data = hcd.make_databunch(dataset, small_recipe, split[1], num_workers=0, device="cpu")
+    assert data.test_dl is None
+    assert next(iter(data.valid_dl))[0].shape == (8, 3, 90, 90)
+    trained = hcd.get_learner(data, small_recipe, path=copy_of_sample.parent)
+    for call in (
+        lambda: hcd.predict_tta(trained, progress=False),
+        lambda: hcd.write_submission(copy_of_sample / "x.csv", dataset, trained, [[0.5, 0.5]]),
+    ):
+        with pytest.raises(hcd.InputError, match="no test set.*has test/ and sample_submission"):
+            call()
+    assert not (copy_of_sample / "x.csv").exists()
 
 
 def test_values_are_normalised_crops_with_their_labels(sample, split, plain, small_recipe):

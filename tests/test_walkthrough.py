@@ -1,64 +1,89 @@
 """run_walkthrough is the notebook's twin: the same metrics and the same submission, to the bit."""
 
 import json
+import shutil
 
+import nbformat
 import pytest
 
 import hcd
-from hcd.cli import main
-
-SMALL = [
-    "--arch=squeezenet1_1",
-    "--no-pretrained",
-    "--batch-size=8",
-    "--valid-fraction=0.25",
-    "--sweep-iterations=4",
-    "--head-epochs=1",
-    "--finetune-epochs=1",
-    "--tta-passes=2",
-    "--rng-seed=3",
-]
+from hcd.engine.compat import load_tensors
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    return hcd.Recipe(
-        arch="squeezenet1_1",
-        pretrained=False,
-        batch_size=8,
-        valid_fraction=0.25,
-        sweep_iterations=4,
-        head_epochs=1,
-        finetune_epochs=1,
-        tta_passes=2,
-        rng_seed=3,
-    )
+def twin_folder(sample, run_recipe, tmp_path_factory):
+    """What the twin leaves of the same call as the notebook in `run_folder`."""
+    folder = tmp_path_factory.mktemp("run") / "twin"
+    metrics = hcd.run_walkthrough(sample.root, run_recipe, folder, num_workers=0, device="cpu")
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    return folder
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        pytest.param({"remove_outliers": True, "back_to_stage1": True}, marks=pytest.mark.long),
-    ],
-)
-def test_notebook_and_twin_come_to_one_result(sample, recipe, tmp_path, options):
-    flags = [f"--{name.replace('_', '-')}" for name in options]
-    notebook, twin = tmp_path / "notebook", tmp_path / "twin"
-    data = ["--data", str(sample.root), "--output", str(notebook), "--device=cpu"]
-    assert main(["run", *data, *SMALL, "--workers=0", *flags]) == 0
-    metrics = hcd.run_walkthrough(sample.root, recipe, twin, num_workers=0, device="cpu", **options)
-    assert json.loads((twin / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
-    for name in ("metrics.json", "squeezenet1_1_submission.csv", "model/model.safetensors"):
+def assert_one_result(notebook, twin, *more):
+    for name in ("metrics.json", "model/model.safetensors", *more):
         assert (twin / name).read_bytes() == (notebook / name).read_bytes(), name
 
 
-def test_a_finished_run_keeps_each_set_of_weights_once(sample, recipe, tmp_path):
-    hcd.run_walkthrough(sample.root, recipe, tmp_path / "run", num_workers=0, device="cpu")
-    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+def test_notebook_and_twin_come_to_one_result(run_folder, twin_folder):
+    assert_one_result(run_folder, twin_folder, "squeezenet1_1_submission.csv")
+
+
+@pytest.mark.long
+def test_without_outliers_and_back_at_stage_1_they_come_to_one_result(
+    sample, run_recipe, run_notebook, tmp_path
+):
+    notebook, twin = tmp_path / "notebook", tmp_path / "twin"
+    run_notebook(sample.root, run_recipe, notebook, "--remove-outliers", "--back-to-stage1")
+    options = {"remove_outliers": True, "back_to_stage1": True}
+    hcd.run_walkthrough(sample.root, run_recipe, twin, num_workers=0, device="cpu", **options)
+    assert_one_result(notebook, twin, "squeezenet1_1_submission.csv")
+
+
+@pytest.fixture
+def training_alone(copy_of_sample):
+    """A data folder without a test set."""
+    shutil.rmtree(copy_of_sample / "test")
+    return copy_of_sample
+
+
+def test_training_alone_leaves_out_the_test_set_and_nothing_else(
+    training_alone, run_recipe, twin_folder, tmp_path, capsys
+):
+    twin = tmp_path / "twin"
+    hcd.run_walkthrough(training_alone, run_recipe, twin, num_workers=0, device="cpu")
+    said = f"In 39 to 41 are left out: {training_alone / 'test'} is missing"
+    assert said in capsys.readouterr().out
+    whole, metrics = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (twin_folder, twin)
+    )
+    differing = {"data_fingerprint", "tta_passes", "test_auc"}
+    assert {name for name in whole if whole[name] != metrics.get(name)} == differing
+    assert metrics["tta_passes"] == 0 and not list(twin.glob("*_submission.csv"))
+    assert hcd.load_bundle(twin / "model")
+
+
+@pytest.mark.long
+def test_training_alone_the_notebook_says_which_cells_are_left_out(
+    training_alone, run_recipe, run_notebook, tmp_path, capfd
+):
+    notebook, twin = tmp_path / "notebook", tmp_path / "twin"
+    run_notebook(training_alone, run_recipe, notebook)
+    assert "predicts no test set" in capfd.readouterr().out
+    hcd.run_walkthrough(training_alone, run_recipe, twin, num_workers=0, device="cpu")
+    assert_one_result(notebook, twin)
+    printed = {
+        cell.metadata.hcd.cell: "".join(output.get("text", "") for output in cell.outputs)
+        for cell in nbformat.read(notebook / "walkthrough.ipynb", 4).cells
+        if "hcd" in cell.metadata
+    }
+    assert "In 39 to 41 are left out" in printed[1]
+    assert all("left out: " in printed[number] for number in (39, 40, 41))
+    assert "tumour" in printed[44] or "negative" in printed[44]
+
+
+def test_a_finished_run_keeps_each_set_of_weights_once(twin_folder):
+    left = {path.name for path in twin_folder.rglob("*") if path.is_file()}
     models = {name for name in left if name.endswith((".pth", ".safetensors"))}
     assert models == {"squeezenet1_1_stage1.pth", "model.safetensors"}
     assert not [name for name in left if name.endswith(".part")]
-    assert "opt" not in hcd.engine.compat.load_tensors(
-        tmp_path / "run/models/squeezenet1_1_stage1.pth"
-    )
+    assert "opt" not in load_tensors(twin_folder / "models/squeezenet1_1_stage1.pth")

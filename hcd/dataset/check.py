@@ -2,6 +2,7 @@
 stops at the first fault."""
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +32,12 @@ FINDINGS = {
     "duplicates_across": "same pixels in train and test",
     "conflicting_labels": "same patch, both labels",
 }
-REMARKS = {"too_dark": "too dark", "too_bright": "too bright", "not_checked": "not checked"}
+REMARKS = {
+    "too_dark": "too dark",
+    "too_bright": "too bright",
+    "no_test": "no test set",
+    "not_checked": "not checked",
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,9 @@ class CheckReport:
         root: the folder. counts: ids listed with label_0, with label_1 and for test, and
             files_read.
         findings: for each kind in FINDINGS a list of "<file>" or "<file>: <what>", files relative
-            to root; equal files are one entry, "<file> = <file>". remarks: the same for REMARKS:
-            too dark and too bright patches, and a pack, which fail nothing.
+            to root; equal files are one entry, "<file> = <file>". remarks: the same for REMARKS,
+            which fail nothing: too dark and too bright patches, a folder for training alone, and
+            a pack.
     """
 
     root: str
@@ -144,7 +151,12 @@ def _check_tables(root, notes):
     """Return {id: its labels, "" to "01"} of train, test and the answers; None for a table that is
     absent or cannot be read."""
     train = _check_table(table_file(root, "train_labels.csv"), True, notes)
-    test = _check_table(table_file(root, "sample_submission.csv"), False, notes)
+    sample = table_file(root, "sample_submission.csv")
+    if os.path.lexists(sample) or os.path.lexists(root / "test"):
+        test = _check_table(sample, False, notes)
+    else:
+        test = {}
+        notes["no_test"].append(f"{sample.name} and test/ are missing; it serves training alone")
     answers = (
         _check_table(table_file(root, "test_labels.csv"), True, notes)
         if table_file(root, "test_labels.csv").is_file()

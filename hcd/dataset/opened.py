@@ -32,6 +32,7 @@ class Dataset:
             does not ship; else None.
         packed: PackedFolder that the patches are read from, see `pack_dataset`; None where they are
             read from their files.
+        no_test: why there is no test set, a sentence's beginning; "" where there is one.
     """
 
     root: Path
@@ -40,6 +41,7 @@ class Dataset:
     sample_ids: tuple
     test_labels: pd.DataFrame | None = None
     packed: PackedFolder | None = None
+    no_test: str = ""
 
     def without(self, ids: Any) -> "Dataset":
         """Return the same data set without some of its labelled patches."""
@@ -99,7 +101,8 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
 
     Args:
         root: folder with train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and
-            sample_submission.csv; a table may be compressed, as <name>.gz. Where it holds packed/,
+            sample_submission.csv; a table may be compressed, as <name>.gz. Without test/ or
+            without sample_submission.csv it serves training alone. Where it holds packed/,
             the patches are read from there; train/ and test/ may then be absent, see
             `pack_dataset`.
         packed: False reads the files although there is a pack; True requires one.
@@ -124,15 +127,16 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
         raise InputError(
             f"{listed} holds only label {labels['label'].iloc[0]}; training needs patches of both"
         )
-    sample_ids = tuple(read_ids(table_file(root, "sample_submission.csv"))["id"])
-    sides = (
-        ("train", id_array(labels["id"]), "train_labels.csv"),
-        ("test", id_array(sample_ids), "sample_submission.csv"),
-    )
     pack = None
     # a link into nowhere is no reason to read files in silence
     if packed or packed is None and os.path.lexists(root / FOLDER):
         pack = PackedFolder(root)
+    no_test = why_no_test(root, pack)
+    sample_ids: tuple = ()
+    sides = [("train", id_array(labels["id"]), "train_labels.csv")]
+    if not no_test:
+        sample_ids = tuple(read_ids(table_file(root, "sample_submission.csv"))["id"])
+        sides.append(("test", id_array(sample_ids), "sample_submission.csv"))
     for folder, ids, table in sides:
         ids.sort()
         if pack:
@@ -142,20 +146,37 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
     if pack:
         pack.spot_check()
     answers = table_file(root, "test_labels.csv")
-    test_labels = read_labels(answers) if answers.is_file() else None
-    if test_labels is not None and not np.array_equal(
-        np.sort(id_array(test_labels["id"])), sides[1][1]
-    ):
+    test_labels = _read_answers(answers, sides[1][1]) if answers.is_file() and sample_ids else None
+    return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack, no_test)
+
+
+def why_no_test(root: Path, pack: PackedFolder | None) -> str:
+    """Return why a data folder serves training alone, a sentence's beginning; "" where it has a
+    test set."""
+    table = table_file(root, "sample_submission.csv")
+    if not os.path.lexists(table):
+        return f"{table} is missing"
+    if pack is None and not os.path.lexists(root / "test"):
+        return f"{root / 'test'} is missing"
+    if pack is not None and not pack.counts["test"]:
+        return f"{pack.folder} holds no test patches"
+    return ""
+
+
+def _read_answers(path, ids):
+    """Read test_labels.csv: of exactly these sorted ids, and of both labels."""
+    answers = read_labels(path)
+    if not np.array_equal(np.sort(id_array(answers["id"])), ids):
         raise InputError(
-            f"{answers} does not answer for the ids of sample_submission.csv; correct it or move it"
+            f"{path} does not answer for the ids of sample_submission.csv; correct it or move it"
             " away"
         )
-    if test_labels is not None and test_labels["label"].nunique() < 2:
+    if answers["label"].nunique() < 2:
         raise InputError(
-            f"{answers} holds only label {test_labels['label'].iloc[0]}, and a ROC curve needs"
+            f"{path} holds only label {answers['label'].iloc[0]}, and a ROC curve needs"
             " both; give answers of both labels or move it away"
         )
-    return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack)
+    return answers
 
 
 def verify_patches(paths: Sequence, recipe: Recipe = Recipe(), progress: bool = True) -> int:

@@ -272,10 +272,10 @@ def _read_index(path):
             f" {VERSION}; {_remedy(path.parent)}"
         )
     for name, most in MOST.items():
-        value = index.get(name)
-        if type(value) is not int or not 1 <= value <= most:
+        value, least = index.get(name), 0 if name == "test" else 1
+        if type(value) is not int or not least <= value <= most:
             raise InputError(
-                f"{path}: {name} is {ascii(value)[:40]} instead of a number from 1 to {most};"
+                f"{path}: {name} is {ascii(value)[:40]} instead of a number from {least} to {most};"
                 f" {_remedy(path.parent)}"
             )
     if set(index) != {"format", "version", "sha256", *MOST}:

@@ -25,7 +25,7 @@ from ..disk.whole import (
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
-from .opened import open_dataset, verify_patches
+from .opened import open_dataset, verify_patches, why_no_test
 from .pack import (
     FOLDER,
     HASHES,
@@ -93,6 +93,8 @@ def pack_dataset(
             dataset = open_dataset(target)
             verify_patches(dataset.train_paths + dataset.test_paths, recipe, progress)
             _same_tables(root, target)
+            if dataset.no_test and (root / "train").is_dir() and not why_no_test(root, None):
+                raise InputError(f"{dataset.no_test} and {root} does")
             _compare_with_files(dataset, root, recipe, progress)
             return _report(target, 0, False, "")
         except (InputError, OSError) as error:

@@ -15,8 +15,8 @@ from ..errors import InputError
 # fifteen times the competition's, and no memory filled
 MOST_TABLE_BYTES, MOST_ROWS, MOST_LINE = 1 << 27, 1 << 22, 1 << 16
 LAYOUT = (
-    "train/<id>.tif, train_labels.csv (id,label), test/<id>.tif and sample_submission.csv"
-    " (id,label)"
+    "train/<id>.tif and train_labels.csv (id,label), and to predict a test set test/<id>.tif and"
+    " sample_submission.csv (id,label)"
 )
 AS_WHOLE = {"0.0": "0", "1.0": "1"}  # as spreadsheets and pandas write them
 ID_LETTER, LONGEST_ID = r"[\w\-]", 200  # an id is a file's name

@@ -98,6 +98,8 @@ def replace_loaders(data, recipe):
     if data.passes is None and not recipe.fast:
         return
     for bound in (data.train_dl, data.valid_dl, data.fix_dl, data.test_dl):
+        if bound is None:
+            continue
         options = {**bound.dl.init_kwargs, "collate_fn": bound.collate_fn}
         if recipe.fast and bound in (data.train_dl, data.valid_dl) and options["num_workers"]:
             options["persistent_workers"] = True

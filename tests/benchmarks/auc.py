@@ -3,8 +3,8 @@ print each validation AUC.
 
     python -m tests.benchmarks.auc --data DIR    from the checkout's root; an hour or two on a CPU
 
-Both of a seed see the same patches, split, order and crops. The walkthrough's learning rates, one
-epoch in each stage.
+Both of a seed see the same patches, split, order and crops. The walkthrough's chapters and learning
+rates, one epoch in each stage, a sweep of two batches.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from dataclasses import replace
 from statistics import mean, stdev
 
 import hcd  # isort: skip  first, so that fastai is imported quietly
+from hcd import walkthrough
 
 HEADER = "| rng seed | plain | fast |\n|---|---|---|"
 
@@ -35,21 +36,21 @@ def main(arguments=None):
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--no-pretrained", action="store_true", help="start from random weights")
     options = parser.parse_args(arguments)
-    dataset = hcd.open_dataset(options.data)
-    labels = dataset.labels.sample(
-        options.patches or len(dataset.labels), random_state=0, ignore_index=True
-    )
-    dataset = replace(dataset, labels=labels)
+    listed = hcd.open_dataset(options.data).labels["id"]
+    count = options.patches or len(listed)
+    others = listed.drop(listed.sample(count, random_state=0).index)
     recipe = hcd.Recipe(
         arch=options.arch,
         batch_size=options.batch_size,
         valid_fraction=0.25,
         pretrained=not options.no_pretrained,
+        sweep_weight_decays=(1e-4,),
+        sweep_iterations=2,
         head_epochs=1,
         finetune_epochs=1,
     )
     print(
-        f"{options.arch}, 1 + 1 epochs, {len(labels):,} patches, a quarter of them to validate",
+        f"{options.arch}, 1 + 1 epochs, {count:,} patches, a quarter of them to validate",
         HEADER,
         sep="\n\n",
         flush=True,
@@ -58,7 +59,8 @@ def main(arguments=None):
     for rng_seed in options.rng_seeds:
         for name, aucs in found.items():
             start = time.perf_counter()
-            aucs.append(train(dataset, replace(recipe, rng_seed=rng_seed, fast=name == "fast")))
+            changes = {"rng_seed": rng_seed, "fast": name == "fast"}
+            aucs.append(train(options.data, others, replace(recipe, **changes)))
             print(
                 f"{name}, rng seed {rng_seed}: {time.perf_counter() - start:.0f} s",
                 file=sys.stderr,
@@ -73,21 +75,14 @@ def main(arguments=None):
         )
 
 
-def train(dataset, recipe):
-    """Return the validation AUC after both stages."""
-    hcd.set_rng_seed(recipe.rng_seed)
-    _, valid_idx = hcd.stratified_split(
-        dataset.labels["label"], recipe.valid_fraction, recipe.rng_seed
-    )
+def train(data, others, recipe):
+    """Return the validation AUC after both stages, without the other patches."""
     # where fastai shows its progress
     with tempfile.TemporaryDirectory(prefix="hcd-auc-") as folder, redirect_stdout(io.StringIO()):
-        learner = hcd.get_learner(
-            hcd.make_databunch(dataset, recipe, valid_idx), recipe, path=folder
-        )
-        learner.fit_one_cycle(recipe.head_epochs, recipe.head_max_lr, wd=recipe.weight_decay)
-        learner.unfreeze()
-        learner.fit_one_cycle(recipe.finetune_epochs, slice(*recipe.finetune_max_lr))
-        return hcd.score_predictions(*learner.get_preds()).auc
+        run = walkthrough.begin(data, recipe, folder)
+        walkthrough.split(run, others)
+        walkthrough.train(run)
+        return hcd.score_predictions(*run.learner.get_preds()).auc
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,8 @@ from hcd.dataset import check as check_module
 from hcd.dataset.check import FINDINGS, REMARKS, check_dataset
 from hcd.dataset.opened import open_dataset, verify_patches
 from hcd.recipe import Recipe
+
+TRAINING_ALONE = "sample_submission.csv and test/ are missing; it serves training alone"
 
 
 def write_image(path, image):
@@ -363,9 +366,19 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
         ):
             check(folder)
     (tmp_path / "train").mkdir()  # a beginning
-    assert findings(tmp_path) == {
-        "tables": ["train_labels.csv: is missing", "sample_submission.csv: is missing"]
-    }
+    assert findings(tmp_path) == {"tables": ["train_labels.csv: is missing"]}
+    assert check(tmp_path).remarks["no_test"] == [TRAINING_ALONE]
+
+
+def test_training_alone_is_a_remark_and_half_a_test_set_a_finding(copy_of_sample):
+    shutil.rmtree(copy_of_sample / "test")
+    assert len(findings(copy_of_sample)["missing"]) == 12
+    (copy_of_sample / "sample_submission.csv").unlink()
+    (copy_of_sample / "test_labels.csv").unlink()
+    report = check(copy_of_sample)
+    assert report.clean and report.remarks["no_test"] == [TRAINING_ALONE]
+    (copy_of_sample / "test").mkdir()
+    assert findings(copy_of_sample) == {"tables": ["sample_submission.csv: is missing"]}
 
 
 def test_order_of_files_and_rows_does_not_matter(copy_of_sample, monkeypatch):
@@ -413,7 +426,7 @@ def test_report_as_json_and_as_text(copy_of_sample):
     lines = report.text().encode("ascii").decode().split("\n")
     assert len(lines) == 1 + len(FINDINGS) + len(REMARKS) + 1
     assert lines[0] == f"{copy_of_sample}: label 0 36, label 1 24, test 12, files read 72"
-    assert [int(line[:9]) for line in lines[1:-1]] == [0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0]
+    assert [int(line[:9]) for line in lines[1:-1]] == [0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0]
     assert "odd2" in lines[3] and "odd3" not in lines[3] and lines[3].endswith("and 2 more")
     assert lines[-1] == "5 finding(s)"
 

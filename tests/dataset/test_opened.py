@@ -171,11 +171,37 @@ def test_a_wrong_or_empty_folder(tmp_path, refused):
         open_dataset(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("name", [*TABLES, "train", "test"])
+@pytest.mark.parametrize("name", ["train_labels.csv", "train"])
 def test_a_missing_table_or_folder(copy_of_sample, refused, name):
     path = copy_of_sample / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with refused(FileNotFoundError, path, "missing"):
+        open_dataset(copy_of_sample)
+
+
+@pytest.mark.parametrize("missing", [["sample_submission.csv"], ["test"], ["test", *TABLES[1:]]])
+def test_without_a_test_set_it_serves_training_alone(copy_of_sample, sample, missing):
+    for path in (copy_of_sample / name for name in missing):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    dataset = open_dataset(copy_of_sample)
+    named = "sample_submission.csv" if "sample_submission.csv" in missing else "test"
+    assert dataset.no_test == f"{copy_of_sample / named} is missing"
+    assert dataset.test_ids == dataset.sample_ids == () and dataset.test_labels is None
+    assert dataset.labels.equals(sample.labels) and sample.no_test == ""
+    assert dataset.fingerprint != sample.fingerprint
+
+
+def test_a_test_folder_that_is_there_must_be_whole(copy_of_sample, refused):
+    shutil.rmtree(copy_of_sample / "test")
+    (copy_of_sample / "test").mkdir()
+    with refused(FileNotFoundError, "12 of 12 files are missing", "finish the download"):
+        open_dataset(copy_of_sample)
+
+
+def test_an_archive_of_the_test_set_is_no_reason_to_train_alone(copy_of_sample, refused):
+    shutil.rmtree(copy_of_sample / "test")
+    (copy_of_sample / "test.zip").touch()
+    with refused(FileNotFoundError, "test.zip is there; unpack it"):
         open_dataset(copy_of_sample)
 
 

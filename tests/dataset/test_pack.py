@@ -485,6 +485,19 @@ def test_a_damaged_pack_without_files_stays(without_files, refused):
     assert contents(without_files / "packed") == before and not list(without_files.glob("packed.*"))
 
 
+def test_a_pack_for_training_alone_is_packed_anew_when_test_patches_come(copy_of_sample):
+    shutil.move(copy_of_sample / "test", copy_of_sample.parent / "later")
+    assert pack_dataset(copy_of_sample, progress=False).patches == 60
+    dataset = open_dataset(copy_of_sample)
+    assert dataset.no_test == f"{copy_of_sample / 'packed'} holds no test patches"
+    assert verify_patches(dataset.train_paths + dataset.test_paths, progress=False) == 60
+    assert not pack_dataset(copy_of_sample, progress=False).new
+    shutil.move(copy_of_sample.parent / "later", copy_of_sample / "test")
+    report = pack_dataset(copy_of_sample, progress=False)
+    assert report.patches == 72 and "packed holds no test patches" in report.replaced
+    assert open_dataset(copy_of_sample).no_test == ""
+
+
 def test_into_another_folder(sample, packed_root, tmp_path, refused):
     report = pack_dataset(sample.root, tmp_path / "fast", progress=False)
     assert report.folder == tmp_path / "fast" / "packed" and contents(report.folder) == contents(

@@ -926,6 +926,7 @@ hcd.save_bundle(learner, "model", {"validation AUC": score.auc})
 """
 
 
+@pytest.mark.long
 def test_in_a_terminal_fastai_prints_its_table_and_nothing_warns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(hcd.__file__).parents[1]))
@@ -939,6 +940,7 @@ def test_in_a_terminal_fastai_prints_its_table_and_nothing_warns(tmp_path, monke
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     int(version("setuptools").split(".")[0]) < 67, reason="setuptools began to warn with 67"
 )

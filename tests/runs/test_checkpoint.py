@@ -17,6 +17,7 @@ from hcd import (
     predict_tta,
     set_rng_seed,
     sweep_weight_decay,
+    walkthrough,
 )
 from hcd.engine.compat import load_tensors
 from hcd.runs import checkpoint
@@ -45,67 +46,59 @@ class CutAfter(LearnerCallback):
             raise PowerCut
 
 
-def play(sample, recipe, split, folder, resume=False, cut=None, cut_in=None, device="cpu"):
-    """Sweep, train in two stages and average passes; the interruption comes after `cut` batches of
-    step `cut_in`."""
-    set_rng_seed(recipe.rng_seed)
-    data = make_databunch(sample, recipe, split[1], num_workers=0, device=device)
-    checkpoints = Checkpoints(folder, recipe, sample, resume)
-    curves = sweep_weight_decay(data, recipe, folder, checkpoints)
-    if cut_in == "sweep":
-        raise PowerCut
-    learner = get_learner(data, recipe, folder)
-    history = []
-    for stage, epochs, rate in (
-        ("stage1", recipe.head_epochs, 1e-3),
-        ("stage2", recipe.finetune_epochs, slice(1e-5, 1e-3)),
-    ):
-        callbacks = [checkpoints.callback(learner, stage)] + (
-            [CutAfter(learner, cut)] if stage == cut_in else []
-        )
-        learner.fit_one_cycle(epochs, rate, callbacks=callbacks)
-        recorder = learner.recorder
-        history.append(
-            [
-                [float(loss) for loss in recorder.losses],
-                [float(loss) for loss in recorder.val_losses],
-                [float(lr) for lr in recorder.lrs],
-                [float(mom) for mom in recorder.moms],
-                recorder.nb_batches,
-                [[float(value) for value in row] for row in recorder.metrics],
-            ]
-        )
-        history.append((folder / f"history_{stage}.csv").read_text())
-        learner.unfreeze()
-    answers = predict_tta(learner, recipe.tta_passes, progress=False, checkpoints=checkpoints)
-    weights = {name: value.clone() for name, value in learner.model.state_dict().items()}
+def play(data_folder, recipe, folder, resume=False, cut=None, cut_in=None, device="cpu"):
+    """Go through the walkthrough's chapters that can be resumed; the interruption comes after `cut`
+    batches of step `cut_in`.
+
+    Returns:
+        all that must be the same after a resume, to the bit, and the run.
+    """
+    run = walkthrough.begin(data_folder, recipe, folder, device, resume)
+    walkthrough.split(run, num_workers=0, device=device)
+    callback = run.checkpoints.callback
+
+    def cutting(learner, name):
+        if cut_in == "sweep":
+            raise PowerCut
+        if cut_in == name:
+            learner.callbacks.append(CutAfter(learner, cut))
+        return callback(learner, name)
+
+    run.checkpoints.callback = cutting
+    walkthrough.train(run)
+    walkthrough.predict(run)
+    learner = run.learner
     return {
-        "curves": curves,
-        "history": history,
-        "answers": answers.tolist(),
-        "next": random.random(),
-        "torch": torch.rand(1).item(),
-        "numpy": np.random.rand(),
-        "passes": data.passes and data.passes.count,
-        "weights": weights,
+        "metrics": run.metrics,
+        "history": [path.read_text() for path in sorted(folder.glob("history_*.csv"))],
+        "answers": next(folder.glob("*_submission.csv")).read_text(),
+        # losses, rates, momentums, optimiser, scalers and generators at the end of each step
+        "kept": {
+            path.stem: load_tensors(path)
+            for path in sorted((folder / "checkpoints").glob("s*.pth"))
+        },
+        "weights": learner.model.state_dict(),
         "opt": learner.opt.state_dict(),
-        "learner": learner,
-        "scalers": [
-            callback.scaler.state_dict()
-            for callback in learner.callbacks
-            if hasattr(callback, "scaler")
-        ],
-    }
+        "next": [random.random(), torch.rand(1), np.random.rand()],
+        "passes": run.data.passes and run.data.passes.count,
+    }, run
 
 
-def assert_equal(one, other):
-    for key in ("curves", "history", "answers", "next", "torch", "numpy", "passes", "scalers"):
-        assert one[key] == other[key], key
-    assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
-    for mine, theirs in zip(one["opt"]["state"].values(), other["opt"]["state"].values()):
-        assert all(
-            torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(theirs[key])) for key in mine
-        )
+def assert_equal(one, other, where="run"):
+    """Compare nested dicts, lists and tensors to the bit, and name the first place that differs."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}[{key!r}]")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, (mine, theirs) in enumerate(zip(one, other)):
+            assert_equal(mine, theirs, f"{where}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
 
 
 @pytest.fixture(scope="module")
@@ -114,26 +107,25 @@ def recipe(small_recipe):
 
 
 @pytest.fixture(scope="module")
-def whole(sample, recipe, split, tmp_path_factory):
+def whole(sample, recipe, tmp_path_factory):
     """What the run gives that nothing interrupts; an epoch has 5 batches."""
-    return play(sample, recipe, split, tmp_path_factory.mktemp("whole"))
+    return play(sample.root, recipe, tmp_path_factory.mktemp("run") / "whole")[0]
 
 
 @pytest.mark.parametrize("stage, cut", [("sweep", 0), ("stage1", 0), ("stage1", 7), ("stage2", 5)])
-def test_resumed_run_ends_with_the_same_bits(sample, recipe, split, tmp_path, whole, stage, cut):
+def test_resumed_run_ends_with_the_same_bits(sample, recipe, tmp_path, whole, stage, cut):
     with pytest.raises(PowerCut):
-        play(sample, recipe, split, tmp_path, cut=cut, cut_in=stage)
-    assert_equal(play(sample, recipe, split, tmp_path, resume=True), whole)
+        play(sample.root, recipe, tmp_path, cut=cut, cut_in=stage)
+    assert_equal(play(sample.root, recipe, tmp_path, resume=True)[0], whole)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("mode", ["plain", "fast", "float16"])
+@pytest.mark.parametrize("mode", ["plain", "fast", pytest.param("float16", marks=pytest.mark.long)])
 def test_a_run_on_a_pack_on_every_device_and_in_every_mode(
-    packed_root, small_recipe, split, tmp_path, request, device, mode
+    packed_root, small_recipe, tmp_path, request, device, mode
 ):
     if mode == "float16":
         request.getfixturevalue("float16")
-    packed = hcd.open_dataset(packed_root, packed=True)
     recipe = replace(
         small_recipe,
         fast=mode != "plain",
@@ -142,28 +134,29 @@ def test_a_run_on_a_pack_on_every_device_and_in_every_mode(
         sweep_weight_decays=(1e-2,),
         crop_size=64,
     )  # half the work, for float16 is slow on a CPU
-    whole = play(packed, recipe, split, tmp_path / "whole", device=device)
+    whole, run = play(packed_root, recipe, tmp_path / "whole", device=device)
     with pytest.raises(PowerCut):
-        play(packed, recipe, split, tmp_path / "cut", cut=7, cut_in="stage2", device=device)
-    resumed = play(packed, recipe, split, tmp_path / "cut", resume=True, device=device)
+        play(packed_root, recipe, tmp_path / "cut", cut=7, cut_in="stage2", device=device)
+    resumed, again = play(packed_root, recipe, tmp_path / "cut", resume=True, device=device)
     if device == "cpu":
         assert_equal(resumed, whole)
-    assert len(whole["scalers"]) == (mode == "float16")
+    assert len(whole["kept"]["stage2"]["scalers"]) == (mode == "float16")
+    assert run.dataset.packed is not None
     shapes = []
-    for run in (whole, resumed):
-        learner = run["learner"]
+    for found, learner in ((whole, run.learner), (resumed, again.learner)):
         batch, _ = learner.data.one_batch(denorm=False, cpu=False)
         assert {value.device.type for value in (batch, *learner.model.parameters())} == {device}
         heatmap, gray = hcd.get_heatmap(learner, 0)
         prediction = hcd.predict_image(
-            hcd.load_bundle(hcd.save_bundle(learner, tmp_path / "model")), packed.test_paths[0]
+            hcd.load_bundle(hcd.save_bundle(learner, tmp_path / "model")), run.dataset.test_paths[0]
         )
+        fits = [found["kept"][stage]["recorder"] for stage in ("stage1", "stage2")]
         rows = [
-            run["curves"][0].losses,
-            *run["history"][0][:4],
-            *run["history"][2][:4],
-            *run["history"][2][5],
-            *run["answers"],
+            *(
+                torch.as_tensor(fit[name]).numpy()
+                for fit in fits
+                for name in ("losses", "val_losses", "lrs", "moms")
+            ),
             *heatmap,
         ]
         assert all(np.isfinite(row).all() for row in rows) and 0 <= prediction.probability <= 1
@@ -172,12 +165,12 @@ def test_a_run_on_a_pack_on_every_device_and_in_every_mode(
 
 
 def test_a_run_interrupted_twice_and_in_the_averaged_passes(
-    sample, recipe, split, tmp_path, whole, monkeypatch
+    sample, recipe, tmp_path, whole, monkeypatch
 ):
     with pytest.raises(PowerCut):
-        play(sample, recipe, split, tmp_path, cut=8, cut_in="stage1")
+        play(sample.root, recipe, tmp_path, cut=8, cut_in="stage1")
     with pytest.raises(PowerCut):
-        play(sample, recipe, split, tmp_path, resume=True, cut=2, cut_in="stage2")
+        play(sample.root, recipe, tmp_path, resume=True, cut=2, cut_in="stage2")
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_SAVES", -1)
     read, plain_apply = [], predict.apply_draw
 
@@ -189,16 +182,16 @@ def test_a_run_interrupted_twice_and_in_the_averaged_passes(
 
     monkeypatch.setattr(predict, "apply_draw", cut_at_the_tenth_crop)
     with pytest.raises(PowerCut):
-        play(sample, recipe, split, tmp_path, resume=True)
-    assert_equal(play(sample, recipe, split, tmp_path, resume=True), whole)
+        play(sample.root, recipe, tmp_path, resume=True)
+    assert_equal(play(sample.root, recipe, tmp_path, resume=True)[0], whole)
     # of 12 patches with 2 passes each, the first batch of 4 was not read again
     assert len(read) - 10 == 2 * (12 - 4)
 
 
-def test_a_finished_fit_is_not_trained_again(sample, small_recipe, split, tmp_path, capsys):
-    first = play(sample, small_recipe, split, tmp_path)
+def test_a_finished_fit_is_not_trained_again(sample, small_recipe, tmp_path, capsys):
+    first, _ = play(sample.root, small_recipe, tmp_path)
     capsys.readouterr()
-    again = play(sample, small_recipe, split, tmp_path, resume=True)
+    again, _ = play(sample.root, small_recipe, tmp_path, resume=True)
     assert "stage1: going on after epoch 1 of 1" in capsys.readouterr().out
     assert_equal(first, again)
 
@@ -225,15 +218,15 @@ def test_a_resumed_process_trains_again_what_it_has_saved_itself(
     assert not torch.equal(before, learner.model[1][4].weight)
 
 
-def test_an_unseeded_run_resumes_with_the_same_generators(sample, small_recipe, split, tmp_path):
+def test_an_unseeded_run_resumes_with_the_same_generators(sample, small_recipe, tmp_path):
     recipe = replace(small_recipe, rng_seed=None, finetune_epochs=2, sweep_iterations=2)
     set_rng_seed(5)
-    first = play(sample, recipe, split, tmp_path / "whole")
+    first, _ = play(sample.root, recipe, tmp_path / "whole")
     set_rng_seed(5)
     with pytest.raises(PowerCut):
-        play(sample, recipe, split, tmp_path / "cut", cut=7, cut_in="stage2")
+        play(sample.root, recipe, tmp_path / "cut", cut=7, cut_in="stage2")
     set_rng_seed(6)
-    assert_equal(play(sample, recipe, split, tmp_path / "cut", resume=True), first)
+    assert_equal(play(sample.root, recipe, tmp_path / "cut", resume=True)[0], first)
 
 
 @pytest.mark.parametrize(
@@ -263,11 +256,11 @@ def test_another_data_set_is_refused(sample, small_recipe, tmp_path, refused):
 
 
 def test_another_split_or_length_is_refused(sample, small_recipe, split, tmp_path, refused):
-    play(sample, small_recipe, split, tmp_path)
+    play(sample.root, small_recipe, tmp_path)
     other = make_databunch(
         sample, small_recipe, np.sort(split[0])[:15], num_workers=0, device="cpu"
     )
-    checkpoints = Checkpoints(tmp_path, small_recipe, sample, resume=True)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", small_recipe, sample, resume=True)
     learner = get_learner(other, small_recipe, tmp_path)
     with refused(ValueError, "stage1.pth", "split="):
         learner.fit_one_cycle(1, 1e-3, callbacks=[checkpoints.callback(learner, "stage1")])
@@ -307,9 +300,8 @@ def test_averaged_passes_of_another_model_are_not_gone_on_with(
 
 
 def test_a_kill_before_an_epochs_checkpoint_loses_no_row_of_its_history(
-    sample, recipe, split, tmp_path, monkeypatch
+    sample, recipe, tmp_path, whole, monkeypatch
 ):
-    whole = play(sample, recipe, split, tmp_path / "whole")["history"]
     save = Checkpoints.save
 
     def save_all_but_the_last(self, name, *args, **content):
@@ -319,9 +311,10 @@ def test_a_kill_before_an_epochs_checkpoint_loses_no_row_of_its_history(
 
     monkeypatch.setattr(Checkpoints, "save", save_all_but_the_last)
     with pytest.raises(PowerCut):
-        play(sample, recipe, split, tmp_path / "cut")
+        play(sample.root, recipe, tmp_path / "cut")
     monkeypatch.setattr(Checkpoints, "save", save)
-    assert play(sample, recipe, split, tmp_path / "cut", resume=True)["history"] == whole
+    resumed, _ = play(sample.root, recipe, tmp_path / "cut", resume=True)
+    assert resumed["history"] == whole["history"]
 
 
 def test_a_damaged_checkpoint_is_refused(sample, small_recipe, tmp_path, refused):
@@ -380,10 +373,8 @@ def test_a_fit_does_not_go_on_from_an_odd_checkpoint(
         learner.fit_one_cycle(1, 1e-3, callbacks=[checkpoints.callback(learner, "stage1")])
 
 
-def test_the_best_epoch_so_far_is_kept(sample, small_recipe, split, tmp_path):
-    recipe = replace(small_recipe, finetune_epochs=3)
-    losses = play(sample, recipe, split, tmp_path)["history"][2][1]
-    assert load_tensors(tmp_path / "stage2.pth")["best"] == {
-        "epoch": int(np.argmin(losses)),
-        "valid_loss": min(losses),
-    }
+def test_the_best_epoch_so_far_is_kept(whole):
+    stage2 = whole["kept"]["stage2"]
+    losses = stage2["recorder"]["val_losses"]
+    assert len(losses) == 2
+    assert stage2["best"] == {"epoch": int(np.argmin(losses)), "valid_loss": min(losses)}

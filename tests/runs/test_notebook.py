@@ -1,4 +1,4 @@
-"""The notebook, executed once on the embedded sample as `hcd run` does it."""
+"""The notebook, executed once as `hcd run` does it."""
 
 import json
 import re
@@ -6,22 +6,10 @@ import re
 import nbformat
 import pytest
 
-from hcd import Recipe, load_bundle, open_dataset, predict_image
+from hcd import load_bundle, predict_image
 from hcd.cli import main
 
 PICTURES = [3, 5, 6, 9, 15, 18, 19, 20, 21, 22, 24, 25, 26, 27, 32, 36, 38, 45]
-
-
-SHORT = {"head_epochs": 1, "finetune_epochs": 2, "sweep_iterations": 6, "tta_passes": 2}
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """The folder of a short run on the sample."""
-    folder = tmp_path_factory.mktemp("run") / "sample"
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
-    assert main(["run", "--output", str(folder), *flags]) == 0
-    return folder
 
 
 @pytest.mark.long
@@ -45,7 +33,7 @@ def test_every_cell_ran_without_error_or_warning(run_folder):
 
 
 @pytest.mark.parametrize("number, field", [(19, "head_epochs"), (25, "finetune_epochs")])
-def test_progress_ends_as_a_table_with_a_row_for_each_epoch(run_folder, number, field):
+def test_progress_ends_as_a_table_with_a_row_for_each_epoch(run_folder, run_recipe, number, field):
     (cell,) = (
         cell
         for cell in nbformat.read(run_folder / "walkthrough.ipynb", 4).cells
@@ -53,7 +41,7 @@ def test_progress_ends_as_a_table_with_a_row_for_each_epoch(run_folder, number, 
     )
     page = "".join(output.data.get("text/html", "") for output in cell.outputs if "data" in output)
     rows = re.findall(r"<tr[^>]*>\s*<td>(.*?)</td>", page)
-    assert rows == [str(epoch) for epoch in range(getattr(Recipe.sample(**SHORT), field))]
+    assert rows == [str(epoch) for epoch in range(getattr(run_recipe, field))]
     assert page.count("<td>") == 5 * len(rows)  # epoch, both losses, accuracy, time
     assert "<progress" not in page
 
@@ -64,15 +52,13 @@ def test_every_figure_is_a_png_of_its_own(run_folder):
     assert all((run_folder / "figures" / name).read_bytes()[:4] == b"\x89PNG" for name in names)
 
 
-def test_run_leaves_page_models_submission_and_model_folder(run_folder):
+def test_run_leaves_page_models_submission_and_model_folder(run_folder, sample):
     assert "Grad-CAM" in (run_folder / "walkthrough.html").read_text("utf-8")
-    assert {path.name for path in (run_folder / "models").iterdir()} == {"resnet18_stage1.pth"}
-    lines = (run_folder / "resnet18_submission.csv").read_text().splitlines()
-    sample = (run_folder / "data/sample_submission.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == [line.split(",")[0] for line in sample]
-    dataset = open_dataset(run_folder / "data")
+    assert {path.name for path in (run_folder / "models").iterdir()} == {"squeezenet1_1_stage1.pth"}
+    lines = (run_folder / "squeezenet1_1_submission.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["id", *sample.sample_ids]
     prediction = predict_image(
-        load_bundle(run_folder / "model"), dataset.test_path(dataset.test_ids[0])
+        load_bundle(run_folder / "model"), sample.test_path(sample.test_ids[0])
     )
     printed = json.dumps(nbformat.read(run_folder / "walkthrough.ipynb", 4))
     assert f"tumour probability {prediction.probability:.4f}" in printed
