@@ -1,8 +1,8 @@
 """In 1 to In 45 as one plain function: the notebook's twin, for scripts and tests.
 
 It does what the cells do, in their order and with the same draws, and leaves the same files; the
-figures are drawn and closed. Read the notebook for the why. Tests and benchmarks that need a part of
-it call its chapters one by one.
+figures are drawn and closed. Read the notebook for the why. Who needs a part of it, such as a test
+or a benchmark, calls its chapters one by one.
 """
 
 from dataclasses import dataclass, field
