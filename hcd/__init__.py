@@ -24,7 +24,7 @@ _MODULES = {
     "dataset.packer": ("PackReport", "pack_dataset"),
     "dataset.sample": ("make_sample",),
     "disk.whole": ("write_json",),
-    "engine.compat": ("Learner",),
+    "engine.saving": ("Learner",),
     "engine.device": ("set_rng_seed",),
     "errors": ("InputError",),
     "evaluate": ("score_predictions",),

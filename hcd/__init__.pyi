@@ -16,8 +16,8 @@ from .dataset.packer import PackReport as PackReport
 from .dataset.packer import pack_dataset as pack_dataset
 from .dataset.sample import make_sample as make_sample
 from .disk.whole import write_json as write_json
-from .engine.compat import Learner as Learner
 from .engine.device import set_rng_seed as set_rng_seed
+from .engine.saving import Learner as Learner
 from .errors import InputError as InputError
 from .evaluate import score_predictions as score_predictions
 from .export.bundle import load_bundle as load_bundle

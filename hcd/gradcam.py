@@ -12,8 +12,8 @@ from fastai.data_block import EmptyLabelList
 from fastai.vision import image2np
 from torch import nn
 
-from .engine.compat import Learner
 from .engine.given import class_names, require_learner, require_same_place, unwrapped
+from .engine.saving import Learner
 from .errors import InputError
 
 

@@ -10,9 +10,11 @@ from fastai.vision.learner import cnn_config, create_cnn_model, model_meta
 from torch import nn
 
 from .disk.whole import StrPath
-from .engine.compat import DataBunch, Learner, find_arch, require_weights, with_pretrained_flag
+from .engine.arch import find_arch, require_weights, with_pretrained_flag
+from .engine.compat import DataBunch
 from .engine.device import find_device
 from .engine.fast import FastModel, LossScaler, low_precision
+from .engine.saving import Learner
 from .errors import InputError
 from .recipe import Recipe
 

@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 from fastai.basic_data import DatasetType
-from fastai.data_block import EmptyLabelList
-from fastai.layers import LabelSmoothingCrossEntropy
 from fastai.train import ClassificationInterpretation
 from fastai.vision import image2np
 from matplotlib.figure import Figure
-from torch.utils.data import RandomSampler
 
-from .engine.given import class_names, require_probabilities, require_width
+from .engine.given import class_names, require_width
+from .engine.interpreted import WithProbabilities, interpreted_set
 from .errors import InputError, InputTypeError
 from .gradcam import explain_item
 from .plots import Cell, plot_patch_grid
@@ -80,7 +78,7 @@ def plot_overview(
 
     Source: In 31.
     """
-    names, kind = _names(interp, classes), _interpreted_set(interp, ds_type)
+    names, kind = _names(interp, classes), interpreted_set(interp, ds_type)
     items = interp.data._grab_dataset(interp.data.dl(kind))
     title = "Predicted / Actual / Loss / Probability"
     return _plot(interp, names, rng, title, lambda i: {"image": image2np(items[i][0].data)})
@@ -104,7 +102,7 @@ def plot_heatmap_overview(
 
     Source: In 35.
     """
-    names, kind = _names(interp, classes), _interpreted_set(interp, ds_type)
+    names, kind = _names(interp, classes), interpreted_set(interp, ds_type)
 
     def draw(i):
         heatmap, gray = explain_item(interp.learn.model, interp.data, kind, i)
@@ -132,77 +130,13 @@ def _names(interp, classes):
     return classes
 
 
-def _interpreted_set(interp, ds_type):
-    """Return the set that an interpretation is of: the one with its labels in its order."""
-    data, labels = interp.data, interp.y_true.tolist()
-    kinds = [ds_type or interp.ds_type]
-    found = [kind for kind in kinds if _labels(data, kind) == labels]
-    if not found and kinds == [DatasetType.Valid] and ds_type is None:
-        # what an interpretation says that was made without fastai.vision, whatever it is of
-        kinds = [DatasetType.Valid, DatasetType.Fix, DatasetType.Test]
-        found = [kind for kind in kinds if _labels(data, kind) == labels]
-    if len(found) > 1:
-        names = " and of the ".join(kind.name for kind in found)
-        raise InputError(
-            f"the interpretation's labels are those of the {names} set; pass ds_type= to say which"
-            " it is of"
-        )
-    if not found:
-        raise InputError(
-            f"the interpretation has {len(labels)} labels that are not those of the"
-            f" {' or '.join(kind.name for kind in kinds)} set in order; interpret the databunch as"
-            " it is now, and take DatasetType.Fix for training patches, since Train is shuffled"
-        )
-    if found == [DatasetType.Test] and isinstance(data.test_ds.y, EmptyLabelList):
-        raise InputError(
-            "the Test set has no labels, so no prediction in it is correct or incorrect; take"
-            " DatasetType.Valid"
-        )
-    return found[0]
-
-
-def _labels(data, kind):
-    """Return the labels of a set in the order in which a pass hands them out; None where there is
-    no set or no order."""
-    loader = data.dl(kind)
-    if loader is None:
-        return None
-    sampler = loader.dl.sampler
-    if isinstance(sampler, RandomSampler) or getattr(sampler, "shuffle", False):
-        return None
-    labels = data._grab_dataset(loader).y
-    if isinstance(labels, EmptyLabelList):
-        return [0] * len(labels.items)  # what fastai hands out for them
-    return [int(label) for label in labels.items]
-
-
 def _plot(interp, names, rng, title, draw):
-    interp = _Shown(interp)
+    interp = WithProbabilities(interp)
     rows = [
         (label, [Cell(caption=_caption(interp, i, names), **draw(i)) for i in chosen])
         for label, chosen in choose_patches(interp, rng=rng)
     ]
     return plot_patch_grid(rows, title)
-
-
-class _Shown:
-    """An interpretation whose predictions are probabilities."""
-
-    def __init__(self, interp):
-        self._interp, self.preds = interp, interp.preds
-        loss = getattr(interp.learn.loss_func, "func", interp.learn.loss_func)
-        sums = "bce" not in type(loss).__name__.lower()
-        if isinstance(loss, LabelSmoothingCrossEntropy) and not _are_probabilities(self.preds):
-            # fastai knows no activation for it
-            self.preds = torch.softmax(self.preds.float(), 1)
-        require_probabilities(self.preds, "the interpretation's predictions", sums)
-
-    def __getattr__(self, name):
-        return getattr(self._interp, name)
-
-
-def _are_probabilities(values):
-    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _caption(interp, i, classes):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from .disk.whole import StrPath, whole_write
-from .engine.compat import DataLoader, Learner
+from .engine.compat import DataLoader
 from .engine.given import (
     class_names,
     probabilities_of,
@@ -23,6 +23,7 @@ from .engine.given import (
     require_same_place,
     require_width,
 )
+from .engine.saving import Learner
 from .errors import InputError
 from .reader import apply_draw, draw_augmentation, read_patch
 from .runs.checkpoint import Checkpoints, NoCheckpoints, weights_digest

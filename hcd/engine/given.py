@@ -199,6 +199,16 @@ def _with_stats(recipe, mean, std):
     return replace(recipe, **changes)
 
 
+def bare_loss(learner: Any) -> Any:
+    """Return a learner's loss without fastai's wrapper around it."""
+    return getattr(learner.loss_func, "func", learner.loss_func)
+
+
+def is_label_smoothing(learner: Any) -> bool:
+    """Say whether the loss is label smoothing, of which fastai knows no activation."""
+    return isinstance(bare_loss(learner), LabelSmoothingCrossEntropy)
+
+
 def probabilities_of(learner: Any) -> Callable:
     """Return the function that makes probabilities of a learner's outputs, by its loss.
 
@@ -209,13 +219,12 @@ def probabilities_of(learner: Any) -> Callable:
     Raises:
         InputError: a loss whose outputs nobody can tell the meaning of.
     """
-    loss = learner.loss_func
-    if isinstance(getattr(loss, "func", loss), LabelSmoothingCrossEntropy):
+    if is_label_smoothing(learner):
         return lambda outputs: torch.softmax(outputs, -1)
-    found = _loss_func2activ(loss)
+    found = _loss_func2activ(learner.loss_func)
     if found is None or found is noop:
         raise InputError(
-            f"loss_func={_name(getattr(loss, 'func', loss))} does not say how outputs become"
+            f"loss_func={_name(bare_loss(learner))} does not say how outputs become"
             " probabilities; where softmax is right, give learner.loss_func ="
             " torch.nn.CrossEntropyLoss() before you predict"
         )
@@ -230,9 +239,8 @@ def require_softmax(learner: Any) -> None:
     """
     trial = torch.tensor([[0.3, -1.2]])
     if not torch.allclose(probabilities_of(learner)(trial), torch.softmax(trial, -1)):
-        loss = learner.loss_func
         raise InputError(
-            f"loss_func={_name(getattr(loss, 'func', loss))} belongs to another activation than"
+            f"loss_func={_name(bare_loss(learner))} belongs to another activation than"
             " softmax, which a model folder stands for; train with cross entropy"
         )
 

@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 
 from ..disk.whole import StrPath, refuse_link, whole_write, writable_folder
-from ..engine.compat import Learner, load_trusted_export
 from ..engine.given import (
     applied_recipe,
     class_names,
@@ -26,6 +25,7 @@ from ..engine.given import (
     require_width,
     unwrapped,
 )
+from ..engine.saving import Learner, load_trusted_export
 from ..errors import InputError, InputTypeError
 from ..learner import build_shapes
 from ..reader import augment, read_patch

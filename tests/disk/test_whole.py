@@ -117,7 +117,7 @@ def test_a_disk_that_is_really_full(tiny_disk, refused):
 
 
 def test_a_model_on_a_disk_that_is_really_full(tiny_disk, refused, tmp_path):
-    from hcd.engine.compat import Learner
+    from hcd.engine.saving import Learner
 
     learner = Learner.__new__(Learner)
     learner.path, learner.model_dir, learner.model = tiny_disk, "models", nn_of(30_000)

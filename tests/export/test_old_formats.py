@@ -11,6 +11,7 @@ from conftest import CHECKOUT
 
 import hcd
 from hcd.engine.compat import load_tensors
+from hcd.engine.fast import FastModel
 from hcd.runs.record import resume_record
 
 GOLDEN = CHECKOUT / "tests/golden"
@@ -134,3 +135,19 @@ def test_saved_models_load(dataset, old, tmp_path):
     assert torch.equal(
         learner.model[-1].weight, load_tensors(OLD / "models/old.pth")["model"]["5.weight"]
     )
+
+
+@pytest.mark.parametrize("kind", ["plain", "fast"])
+def test_an_export_loads_although_its_classes_have_moved(dataset, tmp_path, refused, kind):
+    path, recipe = OLD / f"exports/{kind}.pkl", hcd.Recipe(**CHANGES)
+    with refused(hcd.InputError, path, "hcd 0.1.0", "recipe="):
+        hcd.load_export(path, trust=True)
+    learner = hcd.load_export(path, trust=True, recipe=recipe)
+    assert type(learner) is hcd.Learner and isinstance(learner.model, FastModel) == (kind == "fast")
+    data = new_data(dataset, recipe)
+    plain = new_small_learner(data, tmp_path).model.eval()
+    images, _ = data.one_batch(denorm=False)
+    # 16 bits have three digits
+    answers = [model.eval()(images) for model in (learner.model, plain)]
+    assert torch.allclose(*answers, atol=1e-6 if kind == "plain" else 1e-2)
+    assert learner.data.valid_ds.x.recipe == recipe

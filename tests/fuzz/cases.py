@@ -21,7 +21,8 @@ from PIL import Image
 import hcd
 from hcd import cli
 from hcd.dataset.tables import read_table
-from hcd.engine.compat import Learner, load_tensors
+from hcd.engine.compat import load_tensors
+from hcd.engine.saving import Learner
 from hcd.runs.record import resume_record
 
 from . import mutate

@@ -99,6 +99,18 @@ def main(out, work):
         "last_weight": whole.model[-1].weight.detach().flatten().tolist(),
     }
     hcd.write_json(out / "answers.json", results)
+    (out / "exports").mkdir()
+    for fast in (False, True):
+        make_export(new_small_learner(data, out / "exports"), fast)
+
+
+def make_export(learner, fast):
+    """Export a learner as it is, or with its network as `fast` runs it."""
+    from hcd.fast import FastModel
+
+    if fast:
+        learner.model = FastModel(learner.model)
+    learner.export("fast.pkl" if fast else "plain.pkl")
 
 
 if __name__ == "__main__":
