@@ -136,8 +136,6 @@ class Learner(fastai.basic_train.Learner):
                     f"{source} holds the optimiser state of other trainable layers ({error});"
                     " freeze or unfreeze as when it was saved, or load it with with_opt=False"
                 ) from error
-        del state
-        gc.collect()
         return self
 
     def purge(self, clear_opt: bool = True) -> "Learner":

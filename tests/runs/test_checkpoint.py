@@ -103,7 +103,13 @@ def assert_equal(one, other, where="run"):
 
 @pytest.fixture(scope="module")
 def recipe(small_recipe):
-    return replace(small_recipe, head_epochs=2, finetune_epochs=2, sweep_iterations=2)
+    return replace(
+        small_recipe,
+        head_epochs=2,
+        finetune_epochs=2,
+        sweep_iterations=2,
+        sweep_weight_decays=(1e-4, 1e-2),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +225,13 @@ def test_a_resumed_process_trains_again_what_it_has_saved_itself(
 
 
 def test_an_unseeded_run_resumes_with_the_same_generators(sample, small_recipe, tmp_path):
-    recipe = replace(small_recipe, rng_seed=None, finetune_epochs=2, sweep_iterations=2)
+    recipe = replace(
+        small_recipe,
+        rng_seed=None,
+        finetune_epochs=2,
+        sweep_iterations=2,
+        sweep_weight_decays=(1e-2,),
+    )
     set_rng_seed(5)
     first, _ = play(sample.root, recipe, tmp_path / "whole")
     set_rng_seed(5)
