@@ -158,18 +158,7 @@ def make_databunch(
 
     Source: In 12, In 14.
     """
-    n_rows, n_train = len(dataset.labels), len(dataset.labels) - len(valid_idx)
-    if not len(valid_idx) or len(np.intersect1d(valid_idx, np.arange(n_rows))) < len(valid_idx):
-        raise InputError(
-            f"valid_idx with {len(valid_idx)} entries must name some of the rows 0 to {n_rows - 1},"
-            " none of them twice; take those of stratified_split on this data set"
-        )
-    if n_train < recipe.batch_size:
-        raise InputError(
-            f"batch_size={recipe.batch_size} is more than the {n_train} training patches, and an"
-            f" incomplete batch is dropped; give {n_train} or less"
-        )
-    _require_both_labels(np.asarray(dataset.labels["label"]), valid_idx)
+    _require_sides(np.asarray(dataset.labels["label"]), valid_idx, recipe.batch_size)
     # fastai would count the CPUs without a container's quota
     count = min(16, usable_cpus()) if num_workers is None else num_workers
     require_room_for_workers(count, recipe.batch_size, recipe.crop_size, 2 if recipe.fast else 1)
@@ -204,8 +193,19 @@ def make_databunch(
     return data
 
 
-def _require_both_labels(labels, valid_idx):
-    """Require both labels among the training and among the validation patches."""
+def _require_sides(labels, valid_idx, batch_size):
+    """Require distinct rows, a whole batch to train on, and both labels on both sides."""
+    n_rows, n_train = len(labels), len(labels) - len(valid_idx)
+    if not len(valid_idx) or len(np.intersect1d(valid_idx, np.arange(n_rows))) < len(valid_idx):
+        raise InputError(
+            f"valid_idx with {len(valid_idx)} entries must name some of the rows 0 to {n_rows - 1},"
+            " none of them twice; take those of stratified_split on this data set"
+        )
+    if n_train < batch_size:
+        raise InputError(
+            f"batch_size={batch_size} is more than the {n_train} training patches, and an"
+            f" incomplete batch is dropped; give {n_train} or less"
+        )
     held_out = np.isin(np.arange(len(labels)), np.asarray(valid_idx))
     for side, chosen in (("training", labels[~held_out]), ("validation", labels[held_out])):
         kinds, counts = np.unique(chosen, return_counts=True)

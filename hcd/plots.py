@@ -270,36 +270,34 @@ def _draw_rows(
                 visible=column < max(len(cells), 1), **({} if ticks else dict(xticks=[], yticks=[]))
             )
         for axis, cell, image in zip(row, cells, images):
-            # px from the upper left corner: left, right, bottom, top
-            extent = (0, image.shape[1], image.shape[0], 0)
-            # fixed ends: a blank gray patch stays white or black instead of being stretched
-            axis.imshow(
-                image,
-                cmap="gray",
-                vmin=0,
-                vmax=255 if image.dtype == np.uint8 else 1,
-                extent=extent,
-            )
-            if cell.heatmap is not None:
-                axis.imshow(
-                    cell.heatmap, cmap="inferno", alpha=0.5, interpolation="bilinear", extent=extent
-                )
+            _draw_cell(axis, cell, image)
             axis.set_title(cell.caption, **caption_style)
-        if not cells:  # the first axes stays for the row's label
-            row[0].set(frame_on=False, xticks=[], yticks=[])
-            row[0].text(
-                0.5,
-                0.5,
-                "none found",
-                ha="center",
-                va="center",
-                fontsize=14,
-                transform=row[0].transAxes,
-            )
+        if not cells:
+            _say_none_found(row[0])
         row[0].set_ylabel(
             label, fontsize=14, **(dict(rotation=0, ha="right", va="center") if horizontal else {})
         )
     return figure, axes
+
+
+def _draw_cell(axis, cell, image):
+    """Draw a cell's image, and its heatmap over it."""
+    # px from the upper left corner: left, right, bottom, top
+    extent = (0, image.shape[1], image.shape[0], 0)
+    # fixed ends: a blank gray patch stays white or black instead of being stretched
+    most = 255 if image.dtype == np.uint8 else 1
+    axis.imshow(image, cmap="gray", vmin=0, vmax=most, extent=extent)
+    if cell.heatmap is not None:
+        axis.imshow(
+            cell.heatmap, cmap="inferno", alpha=0.5, interpolation="bilinear", extent=extent
+        )
+
+
+def _say_none_found(axis):
+    """Leave the first axes of an empty row for the row's label."""
+    axis.set(frame_on=False, xticks=[], yticks=[])
+    middle = {"ha": "center", "va": "center", "transform": axis.transAxes}
+    axis.text(0.5, 0.5, "none found", fontsize=14, **middle)
 
 
 def _pixels(cell):

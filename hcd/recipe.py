@@ -240,6 +240,10 @@ class Recipe:
             0 <= self.head_dropout < 1,
             f"head_dropout={self.head_dropout} is no dropout probability; give 0 to below 1",
         )
+        self._check_stats()
+        self._check_rates()
+
+    def _check_stats(self):
         for name in ("mean", "std"):
             _require(
                 len(getattr(self, name)) == 3,
@@ -249,6 +253,8 @@ class Recipe:
             min(self.std) > 0,
             f"std={self.std} must be above 0 in every channel; compute it with channel_statistics",
         )
+
+    def _check_rates(self):
         _require(
             len(self.sweep_weight_decays) > 0,
             "sweep_weight_decays=() leaves nothing to sweep; name at least one",

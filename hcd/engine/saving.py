@@ -127,16 +127,19 @@ class Learner(fastai.basic_train.Learner):
                 " the arch that was saved"
             ) from error
         if has_opt and with_opt is not False:
-            if not hasattr(self, "opt"):
-                self.create_opt(fastai.basic_train.defaults.lr, self.wd)
-            try:
-                self.opt.load_state_dict(state["opt"])
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise InputError(
-                    f"{source} holds the optimiser state of other trainable layers ({error});"
-                    " freeze or unfreeze as when it was saved, or load it with with_opt=False"
-                ) from error
+            self._restore_opt(source, state["opt"])
         return self
+
+    def _restore_opt(self, source, state):
+        if not hasattr(self, "opt"):
+            self.create_opt(fastai.basic_train.defaults.lr, self.wd)
+        try:
+            self.opt.load_state_dict(state)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{source} holds the optimiser state of other trainable layers ({error});"
+                " freeze or unfreeze as when it was saved, or load it with with_opt=False"
+            ) from error
 
     def purge(self, clear_opt: bool = True) -> "Learner":
         """Drop gradients and, unless told to keep it, the optimiser, to release memory.

@@ -84,23 +84,7 @@ def save_bundle(
 
     Source: In 43.
     """
-    require_learner(learner)
-    require_negative_then_tumour(learner.data)
-    require_width(head_width(learner.model), class_names(learner.data))
-    require_softmax(learner)
-    require_float32(learner.model)
-    recipe = applied_recipe(learner.data)
-    if not isinstance(recipe.arch, str):
-        raise InputError(
-            f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name"
-            " to save a bundle"
-        )
-    tensors = {
-        name: tensor.cpu().contiguous()
-        for name, tensor in unwrapped(learner.model).state_dict().items()
-    }
-    _check_tensors("the learner's model", tensors, build_shapes(recipe).state_dict())
-    weights = safetensors.torch.save(tensors)
+    recipe, weights = _savable(learner)
     card, content = make_card(
         recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint, splits, license
     )
@@ -120,6 +104,28 @@ def save_bundle(
         os.replace(pending, folder / WEIGHTS)
         os.replace(Path(scratch, NOTES), folder / NOTES)
     return folder
+
+
+def _savable(learner):
+    """Return the recipe of a learner's patches and its weights as bytes of safetensors, once both
+    are what a model folder can hold."""
+    require_learner(learner)
+    require_negative_then_tumour(learner.data)
+    require_width(head_width(learner.model), class_names(learner.data))
+    require_softmax(learner)
+    require_float32(learner.model)
+    recipe = applied_recipe(learner.data)
+    if not isinstance(recipe.arch, str):
+        raise InputError(
+            f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name"
+            " to save a bundle"
+        )
+    tensors = {
+        name: tensor.cpu().contiguous()
+        for name, tensor in unwrapped(learner.model).state_dict().items()
+    }
+    _check_tensors("the learner's model", tensors, build_shapes(recipe).state_dict())
+    return recipe, safetensors.torch.save(tensors)
 
 
 def load_bundle(folder: StrPath) -> Bundle:
