@@ -126,7 +126,9 @@ def test_resumed_run_ends_with_the_same_bits(sample, recipe, tmp_path, whole, st
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("mode", ["plain", "fast", pytest.param("float16", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "mode", ["fast", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("plain", "float16"))]
+)
 def test_a_run_on_a_pack_on_every_device_and_in_every_mode(
     packed_root, small_recipe, tmp_path, request, device, mode
 ):
