@@ -141,6 +141,6 @@ def _plot(interp, names, rng, title, draw):
 
 def _caption(interp, i, classes):
     predicted, actual = int(interp.pred_class[i]), int(interp.y_true[i])
-    # without -0.00
-    loss, probability = max(float(interp.losses[i]), 0.0), float(interp.preds[i, actual])
+    # a sure model's loss is -0.0, and max gives back the first of equals
+    loss, probability = max(0.0, float(interp.losses[i])), float(interp.preds[i, actual])
     return f"{classes[predicted]} / {classes[actual]} / {loss:.2f} / {probability:.2f}"

@@ -153,6 +153,16 @@ def test_probability_is_that_of_the_actual_class():
     assert _caption(interp, 0, ("Negative", "Tumour")) == "Tumour / Negative / 1.61 / 0.20"
 
 
+def test_a_sure_and_right_answer_has_no_negative_loss():
+    interp = SimpleNamespace(
+        pred_class=torch.tensor([0]),
+        y_true=torch.tensor([0]),
+        losses=torch.tensor([-0.0]),
+        preds=torch.tensor([[1.0, 0.0]]),
+    )
+    assert _caption(interp, 0, ("Negative", "Tumour")) == "Negative / Negative / 0.00 / 1.00"
+
+
 def test_every_patch_is_drawn_anew(learner):
     interp = fastai.train.ClassificationInterpretation.from_learner(learner)
     one, two = (
