@@ -158,6 +158,7 @@ def make_databunch(
 
     Source: In 12, In 14.
     """
+    valid_idx = _row_positions(valid_idx, len(dataset.labels))
     _require_sides(np.asarray(dataset.labels["label"]), valid_idx, recipe.batch_size)
     # fastai would count the CPUs without a container's quota
     count = min(16, usable_cpus()) if num_workers is None else num_workers
@@ -193,8 +194,31 @@ def make_databunch(
     return data
 
 
+def _row_positions(valid_idx, n_rows):
+    """Return row positions as an (n,) int array.
+
+    Raises:
+        InputError: they are something else, such as a mask or ids.
+    """
+    given = valid_idx if hasattr(valid_idx, "__array__") else list(valid_idx)
+    found = np.asarray(given)
+    if found.size and (found.dtype.kind not in "iu" or found.ndim != 1):
+        remedy = "give np.flatnonzero(mask)" if found.dtype.kind == "b" else "give whole numbers"
+        raise InputError(
+            f"valid_idx with {len(found)} entries is a {found.dtype} array of shape {found.shape}"
+            f" and must name some of the rows 0 to {n_rows - 1}; {remedy}, as stratified_split"
+            " returns them"
+        )
+    return found
+
+
 def _require_sides(labels, valid_idx, batch_size):
     """Require distinct rows, a whole batch to train on, and both labels on both sides."""
+    if labels.dtype.kind == "f":
+        raise InputError(
+            f"the labels are {labels.dtype}, such as {labels[0]}, of which fastai would train a"
+            " regression; convert them with dataset.labels['label'].astype(int)"
+        )
     n_rows, n_train = len(labels), len(labels) - len(valid_idx)
     if not len(valid_idx) or len(np.intersect1d(valid_idx, np.arange(n_rows))) < len(valid_idx):
         raise InputError(

@@ -1,6 +1,7 @@
 """Averaged augmented predictions and the submission file."""
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from .disk.whole import StrPath, whole_write
 from .engine.compat import DataLoader
 from .engine.given import (
+    applied_stats,
     class_names,
     probabilities_of,
     require_crops,
@@ -26,7 +28,7 @@ from .engine.given import (
 from .engine.saving import Learner
 from .errors import InputError
 from .reader import apply_draw, draw_augmentation, read_patch
-from .runs.checkpoint import Checkpoints, NoCheckpoints, weights_digest
+from .runs.checkpoint import Checkpoints, NoCheckpoints, names_digest, weights_digest
 
 
 def predict_tta(
@@ -68,7 +70,14 @@ def predict_tta(
     step = (checkpoints or NoCheckpoints()).step(
         "tta",
         learner.data,
-        lambda: {"passes": passes, "weights": weights_digest(learner.model)},
+        lambda: {
+            "passes": passes,
+            "weights": weights_digest(learner.model),
+            "test items": names_digest(learner.data.test_ds.items),
+            "test recipe": asdict(require_crops(learner.data.test_ds, "the test set")),
+            "test stats": applied_stats(test_dl, "the test set"),
+            "activation": getattr(activation, "__qualname__", type(activation).__name__),
+        },
         redraws=True,
     )
     done = step.load(lambda kept: kept["means"].reshape(-1, len(classes)).double())

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .disk.parallel import map_patches
+from .disk.parallel import listed_paths, map_patches
 from .errors import InputError
 from .reader import read_patch
 from .recipe import Recipe
@@ -49,6 +49,7 @@ def channel_statistics(
 
     Source: In 7, In 8.
     """
+    paths = listed_paths(paths)
     total, total_squares, counted = np.zeros(3), np.zeros(3), 0
     too_dark, too_bright = [], []
     moments = map_patches(

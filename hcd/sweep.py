@@ -39,7 +39,9 @@ def sweep_weight_decay(
     curves, count = [], len(recipe.sweep_weight_decays)
     for number, weight_decay in enumerate(recipe.sweep_weight_decays):
         step = (checkpoints or NoCheckpoints()).step(
-            f"sweep{number}", data, lambda: {"split": split_digest(data)}
+            f"sweep{number}",
+            data,
+            lambda wd=weight_decay: {"split": split_digest(data), "wd": wd, **_network(recipe)},
         )
         curve = step.load(lambda kept: Curve(**kept["curve"]))
         if curve is None:
@@ -51,6 +53,13 @@ def sweep_weight_decay(
             )
         curves.append(curve)
     return curves
+
+
+def _network(recipe) -> dict:
+    """Return what a range test takes from the recipe that it is given."""
+    arch = recipe.arch if isinstance(recipe.arch, str) else recipe.arch.__qualname__
+    kept = ("sweep_iterations", "pretrained", "head_dropout", "fast")
+    return {f"sweep's {name}": getattr(recipe, name) for name in kept} | {"sweep's arch": arch}
 
 
 def _range_test(data, recipe, path, weight_decay) -> Curve:

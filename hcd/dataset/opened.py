@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..disk.parallel import map_patches
+from ..disk.parallel import listed_paths, map_patches
 from ..disk.whole import StrPath
 from ..errors import InputError
 from ..reader import read_patch
@@ -45,6 +45,7 @@ class Dataset:
 
     def without(self, ids: Any) -> "Dataset":
         """Return the same data set without some of its labelled patches."""
+        ids = [ids] if isinstance(ids, str) else ids
         return replace(
             self, labels=self.labels[~self.labels["id"].isin(ids)].reset_index(drop=True)
         )
@@ -83,9 +84,12 @@ class Dataset:
     def fingerprint(self):
         """SHA-256 over the sorted ids and labels; ids name their patches' content, so it stands for
         the pixels too."""
-        rows = np.char.add(
-            id_array(self.labels["id"]), np.where(self.labels["label"], b",1", b",0")
-        )
+        labels = np.asarray(self.labels["label"])
+        if labels.dtype.kind in "biuf":
+            ends = np.where(labels, b",1", b",0")
+        else:  # a user's own texts, of which every one would count as true
+            ends = np.char.encode([f",{label}" for label in labels.tolist()])
+        rows = np.char.add(id_array(self.labels["id"]), ends)
         rows.sort()
         digest = hashlib.sha256()
         # millions of rows as one text would need half a GiB
@@ -117,7 +121,7 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
 
     Source: In 1, In 12, In 41.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; name the folder that holds {LAYOUT}")
     _say_where_it_lies(root)
@@ -201,6 +205,8 @@ def pixel_digests(paths: Sequence, recipe: Recipe = Recipe(), progress: bool = T
     Raises:
         InputError: as `verify_patches`.
     """
+
+    paths = listed_paths(paths)
 
     def digest(path):
         try:

@@ -58,7 +58,10 @@ def make_sample(
         raise InputError(
             f"rng_seed={rng_seed!r} starts no random generator; pass a whole number from 0 up"
         )
-    root, call = Path(root), {"train": int(train), "test": int(test), "rng_seed": int(rng_seed)}
+    root, call = (
+        Path(root).expanduser(),
+        {"train": int(train), "test": int(test), "rng_seed": int(rng_seed)},
+    )
     _remove_unfinished(root)
     if root.is_dir() and any(root.iterdir()):
         if not (root / CARD).is_file() or (root / CARD).read_bytes() != _card(root, call):

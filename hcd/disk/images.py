@@ -6,7 +6,7 @@ import stat
 import cv2
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, InputTypeError
 from .headers import claimed_size, may_be_turned
 from .opencv import silence_opencv
 from .pillow import second_opinion
@@ -22,8 +22,13 @@ def read_content(path):
     fills the memory is read.
 
     Raises:
-        FileNotFoundError: no such file. InputError: too large for any image.
+        FileNotFoundError: no such file. InputError: too large for any image. InputTypeError: no
+            path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputTypeError(
+            f"{type(path).__name__} is no path of an image; give the name of a file"
+        )
     try:
         file = os.open(path, READING)
     except (FileNotFoundError, NotADirectoryError):

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import InputTypeError
+
 
 def usable_cpus() -> int:
     """Count the CPUs that this process may use, which in a container or on a cluster are fewer than
@@ -70,6 +72,20 @@ def _lines(path):
         return path.read_text("utf-8", errors="replace").splitlines()
     except OSError:  # no Linux, or hidden: then there is no quota to follow
         return []
+
+
+def listed_paths(paths: Any) -> list:
+    """Return paths as a list, whatever yields them.
+
+    Raises:
+        InputTypeError: one path alone, whose letters would be taken for paths.
+    """
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        raise InputTypeError(
+            f"paths={os.fspath(paths)!r} is one path; give a list of files, such as"
+            " sorted(Path(folder).glob('*.tif'))"
+        )
+    return list(paths)
 
 
 def map_patches(

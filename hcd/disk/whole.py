@@ -112,7 +112,7 @@ def writable_folder(path) -> Path:
     Raises:
         NotADirectoryError: it is a file. OSError: it cannot be written, or is a link.
     """
-    path = Path(path)
+    path = Path(path).expanduser()  # as pandas and the shell do
     refuse_link(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

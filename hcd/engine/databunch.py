@@ -1,7 +1,9 @@
 """fastai's ImageDataBunch, with a test set added as the other sets are, and without its pickles."""
 
+from pathlib import Path
 from typing import NoReturn
 
+import fastai.data_block
 import fastai.vision
 from fastai.basic_data import DeviceDataLoader
 
@@ -22,8 +24,11 @@ class ImageDataBunch(fastai.vision.ImageDataBunch):
         generators than those of the recipe's rng_seed.
 
         Args:
-            items: paths of files. label, tfms, tfm_y: see fastai's `DataBunch.add_test`.
+            items: paths of files, absolute or from the current folder. label, tfms, tfm_y: see
+                fastai's `DataBunch.add_test`.
         """
+        if not isinstance(items, fastai.data_block.ItemList):
+            items = [_absolute(item) for item in items]
         self.label_list.add_test(items, label=label, tfms=tfms, tfm_y=tfm_y)
         valid = self.valid_dl
         loader = type(valid.dl)(self.label_list.test, **valid.dl.init_kwargs)
@@ -41,6 +46,13 @@ class ImageDataBunch(fastai.vision.ImageDataBunch):
     def load_empty(cls, path, fname="export.pkl") -> NoReturn:
         """Refuse to run the code in a pickle."""
         _refuse(f"load_empty of {fname}")
+
+
+def _absolute(item):
+    """Return a file's path from the root, so that no other folder's item is meant, nor another file
+    after a change of folder; "test/<id>.tif" that is no file here stays the data set's own."""
+    path = Path(item).expanduser()
+    return path.absolute() if isinstance(item, Path) or path.exists() else item
 
 
 def _refuse(what: str) -> NoReturn:

@@ -60,6 +60,12 @@ class _DrawnByKey(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name, value):
+        if name in ("dataset", "passes"):
+            super().__setattr__(name, value)
+        else:  # such as the transforms that fastai's TTA puts in for a while
+            setattr(self.dataset, name, value)
+
     def __getitem__(self, key):
         if not isinstance(key, tuple):
             return self.dataset[key]

@@ -91,9 +91,11 @@ def head_width(model: nn.Module) -> int:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model itself where DataParallel or the like is wrapped around it."""
+    """Return the model itself where DataParallel, torch.compile or the like is wrapped around
+    it."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    return model.module if isinstance(model, wrappers) else model
+    model = model.module if isinstance(model, wrappers) else model
+    return getattr(model, "_orig_mod", model)
 
 
 def applied_stats(loader: Any, where: str) -> tuple:

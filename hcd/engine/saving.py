@@ -13,6 +13,7 @@ import torch
 from ..disk.whole import whole_write, writable_folder
 from ..errors import InputError
 from .compat import fastai, load_tensors
+from .given import unwrapped
 
 # what fastai exports of a learner, besides model and data
 EXPORTED = (
@@ -46,6 +47,7 @@ class Learner(fastai.basic_train.Learner):
     """
 
     callback_fns: list
+    trained_on: Any = None  # the databunch of the last fit
 
     def fit(
         self,
@@ -56,18 +58,52 @@ class Learner(fastai.basic_train.Learner):
     ) -> None:
         """Fit as fastai does, and show each callback that asks for it, by its `before_fit`, all
         callbacks of the fit before any of them has begun."""
+        self.trained_on = self.data
         callbacks = fastai.core.listify(callbacks)
         made = [make(self) for make in self.callback_fns]
         everyone = [*made, *self.callbacks, *callbacks]
         for callback in everyone:
             if hasattr(callback, "before_fit"):
-                callback.before_fit(epochs, everyone)
+                callback.before_fit(epochs, everyone, lr, wd)
         # fastai makes them in `fit`, once for each; these are made already
         makers, self.callback_fns = self.callback_fns, [lambda _, one=one: one for one in made]
         try:
             super().fit(epochs, lr, wd, callbacks)
         finally:
             self.callback_fns = makers
+
+    def predict(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predict one image, as fastai does, by its centre crop where the learner was trained on
+        crops; fastai would shrink the whole patch to the crop's size.
+
+        Args:
+            item: fastai Image, a whole patch or a crop of it.
+        Raises:
+            InputError: an image of another size than either.
+        """
+        recipe = getattr(self.data.train_ds.x, "recipe", None)
+        size = tuple(getattr(item, "shape", ()))[-2:]
+        if recipe is not None and size == (recipe.original_size, recipe.original_size):
+            inside = slice(recipe.margin, recipe.margin + recipe.crop_size)
+            item = type(item)(item.px[:, inside, inside].contiguous())
+        elif recipe is not None and size not in ((), (recipe.crop_size, recipe.crop_size)):
+            shown = " x ".join(map(str, size[::-1]))
+            raise InputError(
+                f"the image is {shown} px; give a patch of {recipe.original_size} px or a crop of"
+                f" {recipe.crop_size} px, as the learner was trained on"
+            )
+        return super().predict(item, *args, **kwargs)
+
+    def validate(self, dl: Any = None, callbacks: Any = None, metrics: Any = None) -> Any:
+        """Validate as fastai does; a set without labels is refused, whose place fastai fills with
+        zeros."""
+        items = getattr(getattr(dl, "dataset", None), "y", None)
+        if isinstance(items, fastai.data_block.EmptyLabelList):
+            raise InputError(
+                "the set has no labels, so there is nothing to validate; give data.valid_dl, or"
+                " predict it with get_preds"
+            )
+        return super().validate(dl, callbacks, metrics)
 
     def save(
         self, file: Any = None, return_path: bool = False, with_opt: Any = True
@@ -119,7 +155,9 @@ class Learner(fastai.basic_train.Learner):
         if with_opt and not has_opt:
             raise InputError(f"{source} holds no optimiser state; load it with with_opt=False")
         try:
-            self.model.load_state_dict(state["model"] if has_opt else state, strict=strict)
+            # what fastai saves of a model in DataParallel is the model without it
+            model = unwrapped(self.model)
+            model.load_state_dict(state["model"] if has_opt else state, strict=strict)
         except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[-1].strip()[:160]
             raise InputError(

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ..disk.whole import StrPath, refuse_link, whole_write, writable_folder
+from ..disk.whole import StrPath, read_json, refuse_link, whole_write, writable_folder
 from ..engine.given import (
     applied_recipe,
     class_names,
@@ -92,6 +93,7 @@ def save_bundle(
     pending = _pending(folder, card)
     for path in (folder / CARD, folder / WEIGHTS, folder / NOTES, pending):
         refuse_link(path)
+    _refuse_others_files(folder)
     # a full disk spoils neither new nor older model
     with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:
         files = {WEIGHTS: weights, CARD: content, NOTES: card_notes(card).encode()}
@@ -115,6 +117,7 @@ def _savable(learner):
     require_softmax(learner)
     require_float32(learner.model)
     recipe = applied_recipe(learner.data)
+    _require_trained_on(learner, recipe)
     if not isinstance(recipe.arch, str):
         raise InputError(
             f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name"
@@ -124,8 +127,68 @@ def _savable(learner):
         name: tensor.cpu().contiguous()
         for name, tensor in unwrapped(learner.model).state_dict().items()
     }
-    _check_tensors("the learner's model", tensors, build_shapes(recipe).state_dict())
+    shapes = build_shapes(recipe)
+    _check_tensors("the learner's model", tensors, shapes.state_dict())
+    shapes.load_state_dict(tensors, assign=True)
+    _require_same_answers(learner.model, shapes.eval(), recipe)
     return recipe, safetensors.torch.save(tensors)
+
+
+def _require_trained_on(learner, recipe):
+    """Require the databunch in hand to read patches as that of the last fit did."""
+    data = getattr(learner, "trained_on", None)
+    if data is None or data is learner.data:
+        return
+    trained = applied_recipe(data)
+    for name in ("original_size", "crop_size", "mean", "std"):
+        was, now = getattr(trained, name), getattr(recipe, name)
+        if was != now:
+            raise InputError(
+                f"the learner was trained on {name}={was} and its databunch now has {now}; put that"
+                " databunch back, or fit on this one"
+            )
+
+
+def _require_same_answers(model, loaded, recipe):
+    """Require the model to answer as the one that `load_bundle` will build: layers without weights,
+    such as activations, are not among the tensors."""
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(2, 3, recipe.crop_size, recipe.crop_size, generator=generator)
+    model = unwrapped(model)
+    training = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    # in 16 bits there are three digits, and a slice of such a model computes in 32
+    plain = model[:] if isinstance(model, torch.nn.Sequential) else model
+    try:
+        with torch.inference_mode():
+            here, there = plain.eval()(batch.to(device)).cpu(), loaded(batch)
+    finally:
+        for module, was in training.items():
+            module.training = was
+    scale = float(there.abs().max())
+    largest = float((here - there).abs().max())
+    if not largest <= (1e-3 if device.type == "cpu" else 2e-2) * (1 + scale):
+        raise InputError(
+            f"the learner's model answers otherwise than {recipe.arch} with its weights (logits up"
+            f" to {largest:.3g} apart), so a layer without weights was changed; build it with"
+            " get_learner and train again"
+        )
+
+
+def _refuse_others_files(folder):
+    """Require what would be written over to be an older model."""
+    if not any((folder / name).exists() for name in (CARD, WEIGHTS, NOTES)):
+        return
+    card = read_json(folder / CARD, MOST_BYTES) if (folder / CARD).is_file() else None
+    card = card if isinstance(card, dict) else {}
+    ours = str(card.get("format")).startswith("hcd-model-")
+    notes = (folder / NOTES).read_text("utf-8") if (folder / NOTES).is_file() else ""
+    # of whichever model: a kill between the two files leaves the notes of the one before
+    if not ours or (notes and not re.search("^- weights: SHA-256 [0-9a-f]{64}$", notes, re.M)):
+        raise FileExistsError(
+            f"{folder / (NOTES if ours else CARD)} is not of an older model, and saving here would"
+            f" write over {CARD}, {WEIGHTS} and {NOTES}; name an empty folder"
+        )
 
 
 def load_bundle(folder: StrPath) -> Bundle:
@@ -142,7 +205,7 @@ def load_bundle(folder: StrPath) -> Bundle:
 
     Source: In 44.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     card, recipe = read_card(_existing(folder / CARD))
     pending = _pending(folder, card)
     try:
@@ -178,17 +241,23 @@ def predict_image(bundle: Bundle, path: Any) -> Prediction:
             f"predict_image was given a {type(bundle).__name__} where a Bundle belongs; save the"
             " learner with save_bundle and give what load_bundle returns"
         )
-    if isinstance(path, (bytes, bytearray, memoryview)) or hasattr(path, "__array__"):
+    if not isinstance(path, (str, os.PathLike)):
         raise InputTypeError(
             f"predict_image was given {type(path).__name__} where a file's path belongs; write the"
             " image to a file and give its path"
+        )
+    weights = next(bundle.model.parameters())
+    if weights.is_meta or bundle.model.training:
+        raise InputError(
+            "the bundle's model is in training mode or has no weights; load it again with"
+            " load_bundle, or call bundle.model.eval()"
         )
     recipe = bundle.recipe.plain()
     # leaves the generators of the caller alone
     crop = augment(read_patch(path, recipe), recipe, random.Random(0))
     # (H, W, 3)
     batch = (torch.from_numpy(crop) - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
-    batch = batch.to(next(bundle.model.parameters()).dtype)
+    batch = batch.to(weights.device, weights.dtype)
     try:
         with torch.inference_mode():
             logits = bundle.model(batch.permute(2, 0, 1)[None].contiguous())

@@ -17,7 +17,7 @@ import torch
 
 from ..disk.whole import StrPath, shorten, whole_write, writable_folder
 from ..engine.compat import load_tensors
-from ..engine.given import require_learner
+from ..engine.given import require_learner, unwrapped
 from ..errors import InputError
 from ..recipe import Recipe
 from . import events
@@ -116,7 +116,23 @@ class Checkpoints:
                 step was called with, a dict; a resumed one must be called with the same.
             redraws: all that the step draws it draws at its start, and again when it is resumed.
         """
+        self.require_recipe(data)
         return KeptStep(self, name, data, call(), redraws)
+
+    def require_recipe(self, data: Any) -> None:
+        """Require a databunch that reads and trains by the recipe of these checkpoints.
+
+        Raises:
+            InputError: another one; names the field.
+        """
+        recipe = getattr(getattr(data.train_ds, "x", None), "recipe", None)
+        for field, value in _as_json(asdict(recipe) if recipe else {}).items():
+            # a databunch may draw without the rng_seed that the run began with
+            if field != "rng_seed" and self.identity[field] != value:
+                raise InputError(
+                    f"the learner's databunch has {field}={shorten(repr(value), 80)} and the"
+                    f" checkpoints {shorten(repr(self.identity[field]), 80)}; give both one recipe"
+                )
 
     def save(
         self,
@@ -138,7 +154,7 @@ class Checkpoints:
             {
                 "format": FORMAT,
                 "identity": self.identity,
-                "call": call or {},
+                "call": _as_json(call or {}),
                 "generators": generators or _generator_states(data),
                 **content,
             },
@@ -172,7 +188,9 @@ class Checkpoints:
                 f"{path} has the unknown field {field!r}; install the hcd that wrote it, or start a"
                 " new run in another folder"
             )
-        for field, value in {**self.identity, **(call or {})}.items():
+        # an older hcd kept less of the call
+        asked = {name: value for name, value in (call or {}).items() if name in found}
+        for field, value in {**self.identity, **_as_json(asked)}.items():
             if field not in found or found[field] != value:
                 was, now = (shorten(repr(given), 80) for given in (found.get(field), value))
                 raise InputError(
@@ -219,14 +237,7 @@ class Checkpoints:
         from .fit import FitCheckpoint  # which needs this module
 
         require_learner(learner)
-        recipe = getattr(getattr(learner.data.train_ds, "x", None), "recipe", None)
-        for field, value in _as_json(asdict(recipe) if recipe else {}).items():
-            # a databunch may draw without the rng_seed that the run began with
-            if field != "rng_seed" and self.identity[field] != value:
-                raise InputError(
-                    f"the learner's databunch has {field}={shorten(repr(value), 80)} and the"
-                    f" checkpoints {shorten(repr(self.identity[field]), 80)}; give both one recipe"
-                )
+        self.require_recipe(learner.data)
         return FitCheckpoint(learner, self, name)
 
 
@@ -279,14 +290,18 @@ DEFAULTS = _as_json({field.name: field.default for field in fields(Recipe)})
 def split_digest(data):
     """Return a SHA-256 of which patches a databunch trains on and which it validates on, in their
     order."""
-    ids = "\n".join(map(str, [*data.train_ds.items, "", *data.valid_ds.items]))
-    return hashlib.sha256(ids.encode()).hexdigest()
+    return names_digest([*data.train_ds.items, "", *data.valid_ds.items])
+
+
+def names_digest(items) -> str:
+    """Return a SHA-256 of the names of items, in their order."""
+    return hashlib.sha256("\n".join(map(str, items)).encode()).hexdigest()
 
 
 def weights_digest(model):
     """Return a SHA-256 of a model's weights and running means."""
     digest = hashlib.sha256()
-    for name, values in model.state_dict().items():
+    for name, values in unwrapped(model).state_dict().items():
         digest.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

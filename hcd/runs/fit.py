@@ -8,12 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..disk.whole import whole_write
+from ..disk.whole import whole_write, writable_folder
 from ..engine.compat import fastai
+from ..engine.given import bare_loss, unwrapped
 from ..errors import Diverged, InputError
 from . import events
 from .checkpoint import split_digest
-from .remember import log_until, restore_states, stateful_callbacks, states_of
+from .remember import (
+    log_until,
+    require_same_settings,
+    restore_states,
+    stateful_callbacks,
+    states_of,
+)
 
 
 class FitCheckpoint(fastai.basic_train.LearnerCallback):
@@ -25,26 +32,35 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
     def __init__(self, learn, checkpoints, name):
         super().__init__(learn)
         self.checkpoints, self.name = checkpoints, name
-        # 0.98 is what fastai's own smoothed loss has
-        self.smoothed = fastai.callback.SmoothenValue(0.98)
         self.call = {
             "split": split_digest(learn.data),
             "batches an epoch": len(learn.data.train_dl),
         }
 
-    def before_fit(self, n_epochs, callbacks):
+    def before_fit(self, n_epochs, callbacks, lr, wd):
         """Find out where to begin, before another callback has opened a file or reset itself.
 
         Args:
-            n_epochs: of the fit. callbacks: all of it.
+            n_epochs: of the fit. callbacks: all of it. lr, wd: as the fit was given them.
         Raises:
-            InputError: one of them keeps what cannot be put back; names it.
+            InputError: one of them keeps what cannot be put back; names it. Or no validation set.
         """
+        if self.learn.data.empty_val:
+            raise InputError(
+                "the databunch has no validation set, and a fit with checkpoints keeps its losses;"
+                " give it one with split_by_idx, or fit without Checkpoints.callback"
+            )
+        writable_folder(self.learn.path)  # for the history, an epoch from now
         self.others = stateful_callbacks([one for one in callbacks if one is not self])
-        self.call["epochs"], self.resumed = n_epochs, False
+        self.given, self.resumed = states_of(self.others), False
+        self.smoothed = fastai.callback.SmoothenValue(0.98)  # as fastai's own
+        self.call["epochs"] = n_epochs
+        self.call.update(_rates(self.learn, callbacks, lr, wd))
         self.kept = self.checkpoints.load(self.name, self.call, self.learn.data)
         if self.kept is None:
             return
+        with self.checkpoints.reading(self.name):
+            require_same_settings(self.given, self.kept.get("given", []))
         done = self.kept.get("epoch")
         if type(done) is not int or not 0 < done <= n_epochs:
             raise InputError(
@@ -73,7 +89,7 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
         """Put model, optimiser, history, smoothed loss and the other callbacks back."""
         with self.checkpoints.reading(self.name):
             learn, recorder, kept = self.learn, self.learn.recorder, self.kept["recorder"]
-            learn.model.load_state_dict(self.kept["model"])
+            unwrapped(learn.model).load_state_dict(self.kept["model"])
             learn.opt.load_state_dict(self.kept["opt"])
             for scaler, state in zip(self._scalers(), self.kept["scalers"]):
                 scaler.load_state_dict(state)
@@ -115,12 +131,13 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             learn.data,
             epoch=epoch + 1,
             ended=bool(stop_training),
-            model=learn.model.state_dict(),
+            model=unwrapped(learn.model).state_dict(),
             opt=learn.opt.state_dict(),
             recorder=_history(recorder, losses),
             smoothed=(self.smoothed.n, self.smoothed.mov_avg),
             scalers=[scaler.state_dict() for scaler in self._scalers()],
             callbacks=states_of(self.others),
+            given=self.given,
             best={"epoch": int(np.argmin(losses)), "valid_loss": min(losses)} if losses else {},
         )
         self._tell(epoch, n_epochs, losses)
@@ -163,6 +180,26 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
 
     def _scalers(self):
         return [callback.scaler for callback in self.learn.callbacks if hasattr(callback, "scaler")]
+
+
+def _rates(learn, callbacks, lr, wd) -> dict[str, Any]:
+    """Return what a fit's learning rates and decay come from, as numbers that JSON can hold."""
+    schedules = [one for one in callbacks if type(one).__name__ == "OneCycleScheduler"]
+    given = ("lr_max", "div_factor", "pct_start", "final_div")
+    lrs = learn.lr_range(lr)
+    return {
+        "lr": np.asarray(lrs, float).tolist(),
+        "wd": learn.wd if wd is None else wd,
+        "1cycle": [
+            {
+                name: np.asarray(getattr(one, name), float).tolist()
+                for name in given
+                if getattr(one, name, None) is not None
+            }
+            for one in schedules
+        ],
+        "loss": type(bare_loss(learn)).__name__,
+    }
 
 
 def _history(recorder, losses) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def prepare_output(folder: StrPath = "", resume: bool = False) -> Path:
     """
     if resume:
         _require_run(folder)
-    folder = Path(folder) if str(folder) else new_run_folder(outputs_folder())
+    folder = Path(folder).expanduser() if str(folder) else new_run_folder(outputs_folder())
     if os.environ.get(RUN) == str(folder.resolve()):  # `hcd run` has checked, and locked, all but
         _hold(folder, LOCKS[1:])
         return folder

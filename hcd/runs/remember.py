@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from fastai.callbacks import TrackerCallback
 
-from ..disk.whole import whole_write
+from ..disk.whole import shorten, whole_write
 from ..engine.compat import fastai
 from ..errors import InputError
 
@@ -35,6 +35,8 @@ NO_STATE = (
     fastai.callback.OptimWrapper,
     fastai.basic_train.Learner,
 )
+# keep a second copy of the weights, which the optimiser updates in the place of the model's
+REFUSED = {"MixedPrecision": "to_fp16 keeps a second copy of the weights"}
 # where a callback writes, and what `log_until` sees to
 NAMED = {"_learn", "learn", "path"}
 FILES = {"CSVLogger": {"file", "start_epoch"}}
@@ -48,6 +50,12 @@ def stateful_callbacks(callbacks) -> list:
     """
     found = [one for one in callbacks if type(one).__name__ not in REBUILT]
     for one in found:
+        why = REFUSED.get(type(one).__name__)
+        if why:
+            raise InputError(
+                f"{why}, which a resumed fit could not put back; train with Recipe(fast=True), or"
+                " fit without Checkpoints.callback"
+            )
         for name, value in _attributes(one).items():
             if not _is_plain(value):
                 raise InputError(
@@ -83,6 +91,40 @@ def restore_states(callbacks, states) -> None:
             vars(one).update(kept[1])
 
 
+def require_same_settings(given, kept) -> None:
+    """Require the callbacks of a resumed fit to be given as they were when it began.
+
+    Args:
+        given: `states_of` the callbacks before the fit begins. kept: the same of the first attempt;
+            callbacks that are in one of the two alone pass.
+    Raises:
+        InputError: one has another setting, such as patience; names both values.
+    """
+    left = list(kept)
+    for name, state in given:
+        before = next((one for one in left if one[0] == name), None)
+        if before is not None:
+            left.remove(before)
+        for attribute, value in state.items():
+            was = before[1].get(attribute, value) if before else value
+            if not _equal(was, value):
+                raise InputError(
+                    f"{name} began this fit with {attribute}={shorten(repr(was), 80)} and now has"
+                    f" {shorten(repr(value), 80)}; give it as before, or start a new run"
+                )
+
+
+def _equal(one, other) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and bool(torch.equal(one.cpu(), other.cpu()))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    # a number that is none yet, such as a best loss of nan, equals itself
+    return type(one) is type(other) and (one == other or one != one and other != other)
+
+
 def log_until(callbacks, epochs: int) -> None:
     """Have each CSVLogger go on behind the rows of the epochs that are done."""
     for one in callbacks:
@@ -104,8 +146,17 @@ def _attributes(callback) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(callback).items()
-        if name not in ours and not isinstance(value, NO_STATE)
+        if name not in ours and not isinstance(value, NO_STATE) and not _holds_weights(value)
     }
+
+
+def _holds_weights(value) -> bool:
+    """Say whether a value is the model's own weights, or holds some: they are put back with it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_weights, value))
+    return isinstance(value, torch.nn.Parameter)
 
 
 def _is_plain(value) -> bool:
