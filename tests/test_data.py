@@ -4,9 +4,11 @@ order."""
 import os
 import random
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.basic_data import DatasetType
@@ -257,6 +259,28 @@ def test_a_batch_as_large_as_the_training_set_is_one_batch_and_a_larger_one_is_r
 def test_rows_that_are_none_or_named_twice_are_refused(sample, small_recipe, refused, valid_idx):
     with refused(ValueError, f"{len(valid_idx)} entries", "rows 0 to 59"):
         make_databunch(sample, small_recipe, valid_idx, num_workers=0)
+
+
+@pytest.mark.parametrize("kind", [tuple, list, set, iter, np.asarray, pd.Index, torch.tensor])
+def test_row_positions_of_every_kind_name_the_same_rows(sample, small_recipe, split, kind):
+    data = make_databunch(sample, small_recipe, kind(split[1].tolist()), 0, "cpu")
+    assert sorted(data.valid_ds.items) == sorted(
+        f"train/{name}.tif" for name in sample.labels["id"].iloc[split[1]]
+    )
+
+
+def test_ids_are_no_row_positions(sample, small_recipe, refused):
+    with refused(ValueError, "valid_idx with 9 entries", "give whole numbers"):
+        make_databunch(sample, small_recipe, sample.labels["id"].tolist()[:9], num_workers=0)
+
+
+@pytest.mark.parametrize("change", [lambda labels: labels.astype(float), lambda labels: labels / 0])
+def test_labels_that_fastai_would_train_a_regression_of(
+    sample, small_recipe, split, refused, change
+):
+    other = replace(sample, labels=sample.labels.assign(label=change(sample.labels["label"])))
+    with refused(ValueError, "labels are float64", "regression", "astype(int)"):
+        make_databunch(other, small_recipe, split[1], num_workers=0)
 
 
 def test_show_batch_draws_denormalised_crops(plain):

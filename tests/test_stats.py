@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hcd
 from hcd import Recipe, channel_statistics, read_image
 
 
@@ -214,3 +215,14 @@ def test_progress_is_shown_once_and_only_when_asked(sample, capsys):
     assert not capsys.readouterr().err
     channel_statistics(sample.train_paths)
     assert "channel statistics: 100%" in capsys.readouterr().err
+
+
+def test_whatever_yields_paths_will_do_but_one_path_alone(sample, refused):
+    paths = [*map(Path, sample.train_paths)]
+    expected = channel_statistics(paths, progress=False)
+    assert channel_statistics((path for path in paths), progress=False) == expected
+    assert hcd.verify_patches(iter(paths[:3]), progress=False) == 3
+    for one in (str(paths[0]), paths[0]):
+        for read in (channel_statistics, hcd.verify_patches):
+            with refused(TypeError, one, "one path", "give a list"):
+                read(one, progress=False)

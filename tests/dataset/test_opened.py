@@ -1,6 +1,7 @@
 """A data set is opened only when its tables and files agree, and each patch can be read before
 training."""
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -116,6 +117,21 @@ def test_fingerprint_is_of_ids_and_labels_whatever_their_order(sample):
         Dataset(sample.root, labels, sample.test_ids[1:], sample.sample_ids),
     )
     assert len({sample.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_texts_as_labels_are_told_apart(sample):
+    names = np.where(sample.labels["label"], "tumour", "normal")
+    one, other = (
+        dataclasses.replace(sample, labels=sample.labels.assign(label=labels)).fingerprint
+        for labels in (names, names[::-1])
+    )
+    assert one != other != sample.fingerprint
+
+
+def test_one_id_alone_is_left_out(sample):
+    first = sample.labels["id"][0]
+    assert first not in sample.without(first).labels["id"].tolist()
+    assert len(sample.without(first).labels) == 59
 
 
 def test_it_is_frozen(sample):

@@ -1,7 +1,9 @@
 """The databunch reads an added test set as it reads the others, and writes no pickle."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import fastai.vision
 import pytest
 import torch
@@ -58,3 +60,25 @@ def test_own_notebooks_get_it_too(sample, small_recipe):
     assert isinstance(data, fastai.vision.ImageDataBunch)
     data.add_test([str(path) for path in sample.test_paths])
     assert len(data.one_batch(DatasetType.Test)[0]) == 8
+
+
+def test_files_of_the_current_folder_are_no_items_of_the_data_set(
+    sample, split, small_recipe, tmp_path, monkeypatch
+):
+    data = hcd.make_databunch(sample, small_recipe.plain(), split[1], num_workers=0, device="cpu")
+    own = data.one_batch(DatasetType.Test, denorm=False)[0]
+    (tmp_path / "test").mkdir()
+    for name in sample.test_ids:  # the same names, and other pixels
+        inverted = 255 - hcd.read_image(sample.test_path(name))
+        cv2.imwrite(str(tmp_path / f"test/{name}.tif"), inverted[..., ::-1])
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for kind in (Path, str):
+        data.add_test([kind(f"test/{name}.tif") for name in sample.test_ids])
+        found.append(data.one_batch(DatasetType.Test, denorm=False)[0])
+    monkeypatch.chdir("/")
+    found.append(data.one_batch(DatasetType.Test, denorm=False)[0])
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert float((found[0] - own).abs().mean()) > 0.1
+    data.add_test([f"test/{name}.tif" for name in sample.test_ids])  # of the data set, by name
+    assert torch.equal(data.one_batch(DatasetType.Test, denorm=False)[0], own)

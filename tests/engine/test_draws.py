@@ -5,11 +5,13 @@ import pickle
 import random
 from dataclasses import replace
 
+import fastai.vision
 import numpy as np
 import pytest
 import torch
 from fastai.basic_data import DatasetType
 
+import hcd
 from hcd import make_databunch, read_cropped_image
 from hcd.engine.draws import Passes, PassLoader
 
@@ -143,3 +145,13 @@ def test_fast_keeps_the_workers_of_training_and_validation_alive(sample, small_r
 def test_reading_does_not_remember_anything_of_each_item(databunch):
     list(databunch.valid_dl)
     assert not databunch.valid_ds.x.sizes
+
+
+def test_fastais_own_augmented_passes_change_the_crops(sample, small_recipe, split, tmp_path):
+    """They put their transforms into the set for a while, and the loader wraps the set."""
+    data = make_databunch(sample, small_recipe.plain(), split[1], num_workers=0, device="cpu")
+    learner = hcd.get_learner(data, small_recipe.plain(), tmp_path)
+    plain = learner.get_preds()[0]
+    passes = list(fastai.vision.tta._tta_only(learner))
+    assert max(float((answers - plain).abs().max()) for answers in passes) > 1e-3
+    assert torch.equal(learner.get_preds()[0], plain)

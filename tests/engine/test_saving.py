@@ -514,3 +514,46 @@ def test_an_export_that_fails_leaves_the_older_file(databunch, small_recipe, tmp
         learner.export()
     assert [path.name for path in tmp_path.iterdir()] == ["export.pkl"]
     assert (tmp_path / "export.pkl").read_text() == "older"
+
+
+# one step off the path
+
+
+def test_a_model_in_dataparallel_loads_what_it_has_saved(databunch, tmp_path):
+    learner = make(hcd.Learner, databunch, tmp_path)
+    learner.model = nn.DataParallel(learner.model)
+    before = weights(learner)
+    learner.save("wrapped")
+    with torch.no_grad():
+        learner.model.module[1][0].weight += 1
+    learner.load("wrapped", with_opt=False)
+    assert equal(weights(learner), before)
+    plain = make(hcd.Learner, databunch, tmp_path, rng_seed=1)
+    plain.load("wrapped", with_opt=False)
+    assert equal(weights(plain), weights(make(hcd.Learner, databunch, tmp_path)))
+    learner.lr_find(num_it=3, end_lr=100)
+    assert equal(weights(learner), before)
+
+
+def test_a_whole_patch_is_predicted_by_its_centre_crop(sample, split, small_recipe, tmp_path):
+    recipe = small_recipe.plain()
+    data = hcd.make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
+    learner = hcd.get_learner(data, recipe, tmp_path)
+    bundle = hcd.load_bundle(hcd.save_bundle(learner, tmp_path / "model"))
+    for path in sample.test_paths[:3]:
+        item = fastai.vision.open_image(path)
+        probability = float(learner.predict(item)[2][1])
+        assert probability == pytest.approx(hcd.predict_image(bundle, path).probability, abs=1e-6)
+        assert tuple(item.shape) == (3, 96, 96)
+    assert learner.predict(data.valid_ds.x[0])[2].sum() == pytest.approx(1)
+
+
+def test_an_image_of_another_size_is_not_shrunk_to_a_crop(learner, refused):
+    with refused(ValueError, "50 x 40 px", "96 px", "90 px"):
+        learner.predict(fastai.vision.Image(torch.zeros(3, 40, 50)))
+
+
+def test_a_set_without_labels_has_no_accuracy(learner, refused):
+    with refused(ValueError, "no labels", "get_preds"):
+        learner.validate(learner.data.test_dl)
+    assert len(learner.validate()) == 2

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import hcd
 from hcd import (
     InputError,
     get_learner,
@@ -622,3 +623,83 @@ def test_a_model_is_not_saved_through_a_link(learner, saved, folder, tmp_path):
     assert {path: path.read_bytes() for path in victim.iterdir()} == before
     assert not (tmp_path / "nowhere").exists()
     load_bundle(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["README.md", "card.json", "model.safetensors"])
+def test_nothing_of_the_users_is_written_over(learner, tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match=f"{tmp_path}.*write over.*name an empty folder"):
+        save_bundle(learner, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+
+
+def test_notes_of_the_users_beside_a_model_stay(learner, folder):
+    (folder / "README.md").write_text("months of notes")
+    with pytest.raises(FileExistsError, match="README.md is not of an older model"):
+        save_bundle(learner, folder)
+    assert (folder / "README.md").read_text() == "months of notes"
+
+
+def test_an_older_model_is_replaced_even_where_its_notes_are_of_the_one_before(learner, folder):
+    notes = (folder / "README.md").read_text()
+    digest = read_json(folder)["weights_sha256"]
+    (folder / "README.md").write_text(notes.replace(digest, 64 * "0"))  # as a kill leaves it
+    save_bundle(learner, folder)
+    assert digest in (folder / "README.md").read_text()
+
+
+def swap_activations(module):
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.ReLU):
+            setattr(module, name, torch.nn.LeakyReLU(0.3))
+        else:
+            swap_activations(child)
+
+
+def test_a_network_of_other_layers_without_weights_is_not_saved_as_the_recipes(
+    databunch, small_recipe, tmp_path
+):
+    learner = get_learner(databunch, small_recipe, tmp_path)
+    swap_activations(learner.model)
+    learner.model.train()
+    with pytest.raises(InputError, match="answers otherwise than squeezenet1_1.*train again"):
+        save_bundle(learner, tmp_path / "model")
+    assert not (tmp_path / "model").exists() and learner.model.training
+
+
+def test_a_compiled_model_is_saved_as_what_it_was_compiled_from(learner, saved, tmp_path):
+    plain = learner.model
+    try:
+        learner.model = torch.compile(plain)
+        folder = save_bundle(learner, tmp_path / "model")
+    finally:
+        learner.model = plain
+    assert read_json(folder)["weights_sha256"] == read_json(saved)["weights_sha256"]
+
+
+def test_a_databunch_that_the_learner_was_not_trained_on(databunch, sample, small_recipe, split):
+    learner = get_learner(databunch, small_recipe, sample.root.parent)
+    learner.trained_on = databunch  # as a fit leaves it
+    other = replace(small_recipe, mean=(0.5, 0.5, 0.5))
+    learner.data = hcd.make_databunch(sample, other, split[1], num_workers=0, device="cpu")
+    with pytest.raises(InputError, match=r"trained on mean=.* now has \(0.5, 0.5, 0.5\)"):
+        save_bundle(learner, sample.root.parent / "never")
+    assert not (sample.root.parent / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "thing", [None, 3, ["a.tif"], object()], ids=["None", "3", "list", "object"]
+)
+def test_what_is_no_path_is_no_image(learner, saved, thing):
+    bundle = load_bundle(saved)
+    for read in (lambda: predict_image(bundle, thing), lambda: hcd.read_image(thing)):
+        with pytest.raises(TypeError, match="path"):
+            read()
+
+
+def test_a_model_in_training_mode_is_refused(saved, sample):
+    bundle = load_bundle(saved)
+    bundle.model.train()
+    with pytest.raises(InputError, match=r"training mode.*bundle.model.eval\(\)"):
+        predict_image(bundle, sample.test_paths[0])

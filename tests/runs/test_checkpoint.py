@@ -313,6 +313,49 @@ def test_averaged_passes_of_another_model_are_not_gone_on_with(
         )
 
 
+def test_averaged_passes_of_another_test_set_or_crop_are_not_gone_on_with(
+    databunch, sample, small_recipe, split, tmp_path, monkeypatch, refused
+):
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_SAVES", -1)
+    learner = get_learner(databunch, small_recipe, tmp_path)
+    predict_tta(learner, 2, progress=False, checkpoints=Checkpoints(tmp_path, small_recipe, sample))
+    kept = Checkpoints(tmp_path, small_recipe, sample, resume=True)
+    learner.data = make_databunch(sample, small_recipe, split[1], num_workers=0, device="cpu")
+    learner.data.add_test([str(path) for path in sample.test_paths[:5]])
+    with refused(ValueError, "tta.pth", "test items="):
+        predict_tta(learner, 2, progress=False, checkpoints=kept)
+    small = replace(small_recipe, crop_size=64)
+    learner.data = make_databunch(sample, small, split[1], num_workers=0, device="cpu")
+    with refused(ValueError, "crop_size=64", "90"):
+        predict_tta(learner, 2, progress=False, checkpoints=kept)
+
+
+@pytest.mark.parametrize(
+    "change", [{"sweep_iterations": 3}, {"sweep_weight_decays": (0.3,)}, {"head_dropout": 0.1}]
+)
+def test_a_sweep_by_another_recipe_than_the_databunchs_is_not_gone_on_with(
+    databunch, sample, small_recipe, tmp_path, refused, change
+):
+    recipe = replace(small_recipe, sweep_iterations=2, sweep_weight_decays=(1e-2,))
+    sweep_weight_decay(databunch, recipe, tmp_path, Checkpoints(tmp_path, small_recipe, sample))
+    kept = Checkpoints(tmp_path, small_recipe, sample, resume=True)
+    with refused(ValueError, "sweep0.pth"):
+        sweep_weight_decay(databunch, replace(recipe, **change), tmp_path, kept)
+
+
+@pytest.mark.parametrize("change", [{"max_lr": 1e-2}, {"wd": 0.3}, {"pct_start": 0.5}], ids=str)
+def test_a_fit_at_other_rates_is_not_gone_on_with(
+    databunch, sample, small_recipe, tmp_path, refused, change
+):
+    learner = get_learner(databunch, small_recipe, tmp_path)
+    first = Checkpoints(tmp_path, small_recipe, sample).callback(learner, "stage1")
+    learner.fit_one_cycle(1, max_lr=1e-3, wd=1e-2, callbacks=[first])
+    again = Checkpoints(tmp_path, small_recipe, sample, resume=True).callback(learner, "stage1")
+    with refused(ValueError, "stage1.pth", "this one has"):
+        learner.fit_one_cycle(1, **{"max_lr": 1e-3, "wd": 1e-2, **change}, callbacks=[again])
+    learner.fit_one_cycle(1, max_lr=1e-3, wd=1e-2, callbacks=[again])
+
+
 def test_a_kill_before_an_epochs_checkpoint_loses_no_row_of_its_history(
     sample, recipe, tmp_path, whole, monkeypatch
 ):
