@@ -147,6 +147,7 @@ def test_reading_does_not_remember_anything_of_each_item(databunch):
     assert not databunch.valid_ds.x.sizes
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of fastai and numpy 2
 def test_fastais_own_augmented_passes_change_the_crops(sample, small_recipe, split, tmp_path):
     """They put their transforms into the set for a while, and the loader wraps the set."""
     data = make_databunch(sample, small_recipe.plain(), split[1], num_workers=0, device="cpu")
