@@ -74,12 +74,14 @@ class Learner(fastai.basic_train.Learner):
 
     def predict(self, item: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict one image, as fastai does, by its centre crop where the learner was trained on
-        crops; fastai would shrink the whole patch to the crop's size.
+        crops.
 
         Args:
             item: fastai Image, a whole patch or a crop of it.
         Raises:
             InputError: an image of another size than either.
+
+        CHANGED C27: fastai's own would shrink the whole patch to the crop's size.
         """
         recipe = getattr(self.data.train_ds.x, "recipe", None)
         size = tuple(getattr(item, "shape", ()))[-2:]
@@ -95,8 +97,13 @@ class Learner(fastai.basic_train.Learner):
         return super().predict(item, *args, **kwargs)
 
     def validate(self, dl: Any = None, callbacks: Any = None, metrics: Any = None) -> Any:
-        """Validate as fastai does; a set without labels is refused, whose place fastai fills with
-        zeros."""
+        """Validate as fastai does.
+
+        Raises:
+            InputError: a set without labels.
+
+        CHANGED C28: fastai's own fills their place with zeros and counts who predicts 0 as right.
+        """
         items = getattr(getattr(dl, "dataset", None), "y", None)
         if isinstance(items, fastai.data_block.EmptyLabelList):
             raise InputError(
