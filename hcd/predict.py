@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.basic_data import DeviceDataLoader
+from fastai.core import listify
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from .disk.whole import StrPath, whole_write
 from .engine.compat import DataLoader
 from .engine.given import (
-    applied_stats,
     class_names,
     probabilities_of,
     require_crops,
@@ -75,7 +75,7 @@ def predict_tta(
             "weights": weights_digest(learner.model),
             "test items": names_digest(learner.data.test_ds.items),
             "test recipe": asdict(require_crops(learner.data.test_ds, "the test set")),
-            "test stats": applied_stats(test_dl, "the test set"),
+            "batch transforms": [_described(transform) for transform in listify(test_dl.tfms)],
             "activation": getattr(activation, "__qualname__", type(activation).__name__),
         },
         redraws=True,
@@ -99,6 +99,16 @@ def predict_tta(
             step.save_now_and_then(lambda: {"means": torch.cat(means)})
     step.tell(f"{len(crops)} test patches predicted {passes} times")
     return torch.cat(means).numpy()
+
+
+def _described(transform) -> list:
+    """Return a batch transform's name and its numbers."""
+    numbers = {
+        name: np.asarray(value).tolist()
+        for name, value in sorted(getattr(transform, "keywords", {}).items())
+    }
+    function = getattr(transform, "func", transform)
+    return [getattr(function, "__name__", type(function).__name__), numbers]
 
 
 def _predict(model, images, classes, activation):
