@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ..errors import InputError
 StrPath = str | os.PathLike
 # a temporary file's name is of a length of its own, for the target's may be as long as names can be
 PART = ".hcd-{}.part"
+SCRATCH = ".model-"  # and eight letters, a folder in which several files are written
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 NEW |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -101,9 +103,13 @@ def _settle(raw: _Part, part: Path, path: Path) -> None:
 
 
 def sweep_parts(folder) -> None:
-    """Remove the temporary files that killed writers left in a folder; for who holds its lock."""
+    """Remove the temporary files and folders that killed writers left in a folder; for who holds
+    its lock."""
     for part in Path(folder).glob(PART.format("[0-9a-f]" * 16)):
         part.unlink()
+    for scratch in Path(folder).glob(SCRATCH + "[a-z0-9_]" * 8):
+        if not scratch.is_symlink():
+            shutil.rmtree(scratch)
 
 
 def writable_folder(path) -> Path:
@@ -183,16 +189,20 @@ def read_json(path: Path, most_bytes: int) -> Any:
             " right file"
         )
     try:
-        return json.loads(
-            path.read_text("utf-8"),
-            parse_constant=_finite,
-            parse_float=_finite,
-            object_pairs_hook=_once,
-        )
+        return parse_json(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is no JSON ({str(error)[:100]}); restore it from where it was written"
         ) from error
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON whose numbers are finite and whose names stand once.
+
+    Raises:
+        ValueError, RecursionError: it is something else.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
 
 
 def _once(pairs):

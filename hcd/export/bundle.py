@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ..disk.whole import StrPath, read_json, refuse_link, whole_write, writable_folder
+from ..disk.whole import SCRATCH, StrPath, read_json, refuse_link, whole_write, writable_folder
 from ..engine.given import (
     applied_recipe,
     class_names,
@@ -95,7 +95,7 @@ def save_bundle(
         refuse_link(path)
     _refuse_others_files(folder)
     # a full disk spoils neither new nor older model
-    with TemporaryDirectory(prefix=".model-", dir=folder) as scratch:
+    with TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
         files = {WEIGHTS: weights, CARD: content, NOTES: card_notes(card).encode()}
         for name, written in files.items():
             with whole_write(Path(scratch, name)) as file:

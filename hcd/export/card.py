@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..disk.whole import read_json, shorten
+from ..disk.whole import parse_json, read_json, shorten
 from ..engine.compat import library_versions
 from ..errors import InputError
 from ..recipe import Recipe
@@ -86,7 +86,9 @@ def make_card(
         InputError: metrics that JSON cannot hold, such as NaN, a split of a metric that is not
             there, or too long a card.
     """
-    for name in sorted(set(splits or {}) - set(metrics or {})):
+    if not isinstance(metrics or {}, dict) or not isinstance(splits or {}, dict):
+        raise InputError("metrics and splits are given by name; give each as a dict")
+    for name in (splits or {}).keys() - (metrics or {}).keys():
         raise InputError(f"splits names {name!r}, which is no metric; give it for metrics alone")
     card = {
         "format": FORMAT,
@@ -106,11 +108,13 @@ def make_card(
     try:
         # numpy's numbers are floats too
         content = json.dumps(card, indent=1, allow_nan=False, default=float).encode()
-    except (ValueError, TypeError, RecursionError) as error:
+        parse_json(content.decode())
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise InputError(
-            f"metrics={str(metrics)[:120]} cannot stand on a card ({error}); give finite numbers"
+            f"the metrics cannot stand on a card ({shorten(str(error), 200)}); give finite numbers"
             " and texts"
         ) from error
+    _check_rules("the card", card)
     if len(content) > MOST_BYTES:
         raise InputError(
             f"a card of {len(content)} bytes is too long; give fewer metrics, {MOST_BYTES} bytes"
@@ -143,12 +147,7 @@ def read_card(path: Path) -> tuple[dict, Recipe]:
     added = ADDED.get(card["format"], {})
     _check_names(path, "field", set(card), set(RULES) - set(added))
     card = {**card, **added, "format": FORMAT}
-    for name, (wanted, holds) in RULES.items():
-        if not holds(card[name]):
-            raise InputError(
-                f"{path}: field {name!r} is {shorten(repr(card[name]))} and not {wanted}; restore"
-                " the card"
-            )
+    _check_rules(path, card)
     try:
         return card, replace(Recipe.from_stored(card["recipe"]), pretrained=False)
     except (ValueError, TypeError) as error:
@@ -179,6 +178,15 @@ def card_notes(card: dict) -> str:
             "\nLoad it with `hcd.load_bundle(folder)` or `hcd predict <folder> <image>`.\n",
         ]
     )
+
+
+def _check_rules(path, card):
+    for name, (wanted, holds) in RULES.items():
+        if not holds(card[name]):
+            raise InputError(
+                f"{path}: field {name!r} is {shorten(repr(card[name]))} and not {wanted}; restore"
+                " the card or give another value"
+            )
 
 
 def _check_names(path, what, found, wanted):

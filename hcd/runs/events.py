@@ -12,6 +12,7 @@ from typing import Any
 
 NAME = "events.jsonl"
 RUN = "HCD_RUN"  # the folder of the run that a process belongs to, set by the command
+TORN: set[str] = set()  # files whose last line this process could not write whole
 APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 APPENDING |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -26,12 +27,16 @@ def append(folder, kind: str, **fields: Any) -> None:
         OSError: the file cannot be written.
     """
     event = {"event": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}
-    line = json.dumps(event) + "\n"
-    if kind == "attempt":
-        line = "\n" + line  # ends what a kill may have torn
-    descriptor = os.open(Path(folder) / NAME, APPENDING, 0o666)
+    line = json.dumps(event).encode() + b"\n"
+    path = Path(folder) / NAME
+    if kind == "attempt" or str(path) in TORN:
+        line = b"\n" + line  # ends what a kill or a full disk has torn
+    descriptor = os.open(path, APPENDING, 0o666)
     try:
-        os.write(descriptor, line.encode())
+        TORN.discard(str(path))
+        if os.write(descriptor, line) < len(line):
+            TORN.add(str(path))
+            raise OSError(f"{path} has no space left for an event; free space, then go on")
     finally:
         os.close(descriptor)
 

@@ -56,6 +56,11 @@ def own_environment(folder) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="hcd-ipython-") as empty:
         # neither kernels nor templates of the user's Jupyter
         os.environ.pop("JUPYTER_PATH", None)
+        # an empty place, of a colon too many, is the current folder
+        places = os.environ.pop("PYTHONPATH", "").split(os.pathsep)
+        places = [place for place in places if place not in ("", ".")]
+        if places:
+            os.environ["PYTHONPATH"] = os.pathsep.join(places)
         os.environ.update(
             {
                 "JUPYTER_PREFER_ENV_PATH": "1",

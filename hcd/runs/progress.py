@@ -47,7 +47,8 @@ def describe(event: dict) -> str:
             return _epoch(**event)
         if event["event"] == "step":
             return str(event["text"])
-    except (TypeError, ValueError, KeyError):  # a line of another version; the run goes on
+    # a line of another version, or a damaged one; the run goes on
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         return ""
     return ""
 

@@ -27,12 +27,12 @@ def tidy_run(folder, final_model: str) -> None:
     models = Path(folder) / "models"
     for name in ("tmp", final_model):
         (models / f"{name}.pth").unlink(missing_ok=True)
-    for file in models.glob("*.pth"):
+    for file in models.glob("*_stage[12].pth"):
         _drop_optimiser(file)
     for file in (Path(folder) / "checkpoints").glob("*.pth"):
         file.unlink()
-    for place in (Path(folder), models, Path(folder) / "checkpoints"):
-        sweep_parts(place)
+    for name in ("", "models", "checkpoints", "figures", "model"):
+        sweep_parts(Path(folder) / name)
 
 
 def _drop_optimiser(file: Path) -> None:
