@@ -1,6 +1,7 @@
 """A fit that can be resumed: what is kept at each epoch's end, and put back."""
 
 import csv
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..errors import Diverged, InputError
 from . import events
 from .checkpoint import split_digest
 from .remember import (
+    log_starts,
     log_until,
     require_same_settings,
     restore_states,
@@ -58,7 +60,9 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
         self.call.update(_rates(self.learn, callbacks, lr, wd))
         self.kept = self.checkpoints.load(self.name, self.call, self.learn.data)
         if self.kept is None:
+            self.starts = log_starts(callbacks)
             return
+        self.starts = self.kept.get("log starts", [])
         with self.checkpoints.reading(self.name):
             require_same_settings(self.given, self.kept.get("given", []))
         done = self.kept.get("epoch")
@@ -67,7 +71,7 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
                 f"{self.checkpoints.path(self.name)} is of epoch {done!r} of {n_epochs}; start a"
                 " new run in another folder"
             )
-        log_until(callbacks, done)
+        log_until(callbacks, done, self.starts)
 
     def on_train_begin(self, n_epochs, pbar, **kwargs):
         """Jump to where the fit was saved; fastai then has every callback jump to that epoch."""
@@ -91,6 +95,8 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             learn, recorder, kept = self.learn, self.learn.recorder, self.kept["recorder"]
             unwrapped(learn.model).load_state_dict(self.kept["model"])
             learn.opt.load_state_dict(self.kept["opt"])
+            # fastai keeps a second copy, which weight decay goes by
+            learn.opt.lr = learn.opt.read_val("lr")
             for scaler, state in zip(self._scalers(), self.kept["scalers"]):
                 scaler.load_state_dict(state)
             recorder.losses = list(kept["losses"].unbind())
@@ -122,7 +128,8 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             Diverged: a loss is no number any more; nothing of the epoch is saved.
         """
         learn, recorder = self.learn, self.learn.recorder
-        losses = [float(loss) for loss in recorder.val_losses]
+        # none where TerminateOnNaN has left the epoch before its validation
+        losses = [math.nan if loss is None else float(loss) for loss in recorder.val_losses]
         self._require_finite(epoch, float(recorder.losses[-1]), losses[-1:])
         self._write_history(recorder, losses)
         self.checkpoints.save(
@@ -138,6 +145,7 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             scalers=[scaler.state_dict() for scaler in self._scalers()],
             callbacks=states_of(self.others),
             given=self.given,
+            **{"log starts": self.starts},
             best={"epoch": int(np.argmin(losses)), "valid_loss": min(losses)} if losses else {},
         )
         self._tell(epoch, n_epochs, losses)
@@ -161,7 +169,8 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             writer = csv.writer(file)
             writer.writerow(["epoch", "train_loss", "valid_loss", *recorder.metrics_names])
             for row, end in enumerate(ends[: len(losses)]):
-                numbers = [recorder.losses[end], losses[row], *recorder.metrics[row]]
+                metrics = recorder.metrics[row] if recorder.metrics else ()
+                numbers = [recorder.losses[end], losses[row], *metrics]
                 writer.writerow([row, *(f"{float(number):.6f}" for number in numbers)])
 
     def _tell(self, epoch, n_epochs, losses):

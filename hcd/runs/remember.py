@@ -88,7 +88,7 @@ def restore_states(callbacks, states) -> None:
             raise ValueError(f"the fit began without {type(one).__name__}")
         if kept is not None:
             left.remove(kept)
-            vars(one).update(kept[1])
+            vars(one).update({name: _restored(value) for name, value in kept[1].items()})
 
 
 def require_same_settings(given, kept) -> None:
@@ -125,20 +125,30 @@ def _equal(one, other) -> bool:
     return type(one) is type(other) and (one == other or one != one and other != other)
 
 
-def log_until(callbacks, epochs: int) -> None:
-    """Have each CSVLogger go on behind the rows of the epochs that are done."""
+def log_starts(callbacks) -> list[int]:
+    """Return for each CSVLogger how many rows stand before those of its first epoch, at the start
+    of a fit that nothing has interrupted."""
+    starts = []
     for one in callbacks:
-        if type(one).__name__ == "CSVLogger" and one.path.is_file():
-            rows = one.path.read_text("utf-8").splitlines(keepends=True)
-            kept = len(rows) - len([row for row in rows[1:] if _is_row_from(row, epochs)])
+        if type(one).__name__ == "CSVLogger":
+            goes_on = one.append and one.path.is_file()
+            starts.append(len(_rows(one.path)) if goes_on else 1)
+    return starts
+
+
+def log_until(callbacks, epochs: int, starts: list[int]) -> None:
+    """Have each CSVLogger go on behind the rows of the epochs that are done."""
+    loggers = [one for one in callbacks if type(one).__name__ == "CSVLogger"]
+    for one, start in zip(loggers, starts):
+        if one.path.is_file():
+            rows = _rows(one.path)
             with whole_write(one.path, "w") as file:
-                file.writelines(rows[:kept])
+                file.writelines(rows[: start + epochs])
             one.append = True
 
 
-def _is_row_from(row: str, epoch: int) -> bool:
-    first = row.split(",")[0]
-    return not first.isdigit() or int(first) >= epoch
+def _rows(path) -> list[str]:
+    return path.read_text("utf-8").splitlines(keepends=True)
 
 
 def _attributes(callback) -> dict[str, Any]:
@@ -160,16 +170,39 @@ def _holds_weights(value) -> bool:
 
 
 def _is_plain(value) -> bool:
-    if isinstance(value, (list, tuple)):
+    # exactly these types: what is derived of one comes back as that one
+    if type(value) in (list, tuple):
         return all(map(_is_plain, value))
-    if isinstance(value, dict):
+    if type(value) is dict:
         return all(map(_is_plain, (*value.keys(), *value.values())))
-    plain = (bool, int, float, str, type(None), np.generic, np.ndarray, torch.Tensor)
-    return isinstance(value, plain)
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.dtype.kind in "biuf"
+    return type(value) in (bool, int, float, str, type(None), torch.Tensor)
+
+
+ARRAY = "hcd: an array of numpy's"
 
 
 def _plain(value):
     """Return a value as a checkpoint can hold it, which loads no types of numpy's."""
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    return value.item() if isinstance(value, np.generic) else value
+        return (ARRAY, torch.from_numpy(value.copy()))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    # a copy, for a callback may change its own in place
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _restored(value):
+    """Return what `_plain` was given."""
+    if isinstance(value, tuple) and len(value) == 2 and value[0] == ARRAY:
+        return value[1].numpy().copy()
+    if isinstance(value, dict):
+        return {_restored(key): _restored(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_restored, value))
+    return value
