@@ -6,10 +6,12 @@ What a command needs is imported when it runs, so that help and usage errors wai
 import argparse
 import csv
 import json
+import os
 import sys
 import time
 import traceback
 from dataclasses import fields
+from pathlib import Path
 
 from . import __version__
 from .errors import InputError
@@ -17,11 +19,16 @@ from .recipe import Recipe
 
 REPORT = "please report it with the lines above and the command that you gave"
 
+HEADER = b"path,label,probability"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed on the way, 2 wrong input."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may hold what a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
+        _refuse_empty(options)
         return options.command(options)
     except (InputError, OSError) as error:
         # one line, whatever a library wrote
@@ -36,6 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def _refuse_empty(options) -> None:
+    """Turn down empty names of files and folders, such as a shell's unset variable leaves."""
+    for name in ("data", "output", "resume", "into", "csv", "model"):
+        if getattr(options, name, None) == "":
+            is_flag = name != "model" and (name != "data" or options.command is run)
+            shown = f"--{name}" if is_flag else {"data": "DIR", "model": "MODEL"}[name]
+            rest = f", or leave {shown} out altogether" if is_flag else ""
+            raise InputError(f'{shown} "" names nothing; give a name{rest}')
+    if "" in getattr(options, "images", ()):
+        raise InputError('image "" names nothing; give the name of a file')
+
+
 def run(options) -> int:
     """Execute the walkthrough, or go on with a run that was interrupted."""
     from .run import run
@@ -48,6 +67,8 @@ def predict(options) -> int:
     from .disk.whole import whole_write
     from .export.bundle import load_bundle, predict_image
 
+    if options.csv:
+        _refuse_no_table(Path(options.csv))
     bundle = load_bundle(options.model)
     predictions = [predict_image(bundle, image) for image in options.images]
     for prediction in predictions:
@@ -57,10 +78,27 @@ def predict(options) -> int:
             csv.writer(file).writerows(
                 [
                     ("path", "label", "probability"),
-                    *((p.path, p.label, p.probability) for p in predictions),
+                    *((_shown(p.path), p.label, p.probability) for p in predictions),
                 ]
             )
     return 0
+
+
+def _shown(name: str) -> str:
+    """Return a file's name as UTF-8 can hold it."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _refuse_no_table(path) -> None:
+    """Require the place of a new table, or of an earlier one, such as --csv *.tif is not."""
+    head = HEADER
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(len(HEADER))
+    if path.is_dir() or head not in (HEADER, b""):
+        raise InputError(
+            f"--csv {path} is no table of predictions and would be written over; name another file"
+        )
 
 
 def check(options) -> int:
@@ -83,6 +121,8 @@ def pack(options) -> int:
         print(f"hcd: {error or 'stopped; nothing was packed'}", file=sys.stderr)
         return 130
     what = f"{report.folder}: {report.patches:,} patches, {report.size_bytes / 1e9:.2f} GB"
+    if report.no_test:
+        what += f", none for a test set ({report.no_test})"
     if not report.new:
         print(f"{what}, whole and of this data set; nothing to do")
         return 0

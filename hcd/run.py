@@ -10,7 +10,7 @@ import papermill
 import torch
 from nbclient.exceptions import DeadKernelError
 
-from .dataset.opened import open_dataset
+from .dataset.opened import open_dataset, refuse_data_places
 from .disk.whole import read_json
 from .errors import InputError, Refused
 from .learner import check_machine
@@ -24,6 +24,7 @@ from .runs.folder import (
     resume_command,
 )
 from .runs.notebook import failed_cell, find_notebook, run_notebook
+from .runs.progress import say
 from .runs.record import (
     MOST_BYTES,
     MOST_WORKERS,
@@ -49,9 +50,9 @@ def run(options) -> int:
     _check_options(options)
     start = _resumed_run if options.resume else _new_run
     with noted_warnings() as noted, start(options) as (output, record):
-        print(f"writing to {output}", flush=True)
         code, metrics = 0, None
         try:
+            say(f"writing to {output}")
             if not _is_complete(output):
                 resume = {"resume": True} if options.resume else {}
                 run_notebook(output, {**record["parameters"], **resume})
@@ -74,11 +75,6 @@ def run(options) -> int:
 
 def _check_options(options):
     """Turn down what no run can be started with."""
-    for name in ("data", "output", "resume"):
-        if getattr(options, name) == "":
-            raise InputError(
-                f'--{name} "" names nothing; give a folder, or leave --{name} out altogether'
-            )
     if options.workers is not None and not 0 <= options.workers <= MOST_WORKERS:
         raise InputError(f"--workers {options.workers} is no count; give 0 to {MOST_WORKERS}")
     for flag in ("output", "remove_outliers", "back_to_stage1") if options.resume else ():
@@ -138,6 +134,8 @@ def _failure(error, output):
 def _new_run(options):
     """Check what the notebook will check too, before a kernel starts or a folder is made; yield the
     folder and its record. Where the notebook turns it down after all, nothing of it is left."""
+    for given in (options.data, options.output):
+        _require_utf8(given or "")
     changes = recipe_changes(options)
     recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
     dataset = open_dataset(options.data) if options.data else None
@@ -156,8 +154,8 @@ def _new_run(options):
         "remove_outliers": options.remove_outliers,
         "back_to_stage1": options.back_to_stage1,
     }
-    if dataset and dataset.no_test:
-        print(f"{dataset.no_test}, so this run trains and validates but predicts no test set")
+    if dataset:
+        _tell_no_test(dataset)
     with locked_output(output):
         try:
             yield output, start_record(output, recipe, parameters, fingerprint)
@@ -166,18 +164,28 @@ def _new_run(options):
             raise
 
 
+def _require_utf8(name):
+    """Require a name that the notebook and the record can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{os.fsencode(name)!r} is no UTF-8; give the folder another name"
+        ) from error
+
+
 def _refuse_own_places(output, data):
     """Keep a run out of the folders of its template and of its data; a folder of its own beside
     train/ and test/ is fine."""
-    template, data = find_notebook().parent.resolve(), Path(data).resolve() if data else None
-    inside = {template: "the walkthrough itself"}
+    template = find_notebook().parent.resolve()
+    if template in (output, *output.parents):
+        raise InputError(
+            f"{template} holds the walkthrough itself, and no run is written there; name another"
+        )
     if data:
-        inside.update({data / "train": "the data", data / "test": "the data"})
-    for place, what in inside.items():
-        if place in (output, *output.parents):
-            raise InputError(f"{place} holds {what}, and no run is written there; name another")
-    if output == data:
-        raise InputError(f"{output} holds the data, and no run is written there; name another")
+        refuse_data_places(output, data, "no run is written there")
+        if output == Path(data).resolve():
+            raise InputError(f"{output} holds the data, and no run is written there; name another")
 
 
 @contextmanager
@@ -187,15 +195,38 @@ def _resumed_run(options):
     with locked_output(Path(options.resume).resolve(), resume=True) as output:
         record = resume_record(output, recipe_changes(options))
         parameters = record["parameters"]
-        if options.data:  # it may have moved; the checkpoints know whether it is the same
-            open_dataset(options.data)
+        if options.data and not parameters["data_folder"]:
+            raise InputError(
+                f"{output} holds a run on the sample that it drew itself; leave --data out to go on"
+                " with it, or start a new run"
+            )
+        if options.data:  # it may have moved
             parameters["data_folder"] = str(Path(options.data).resolve())
+        if parameters["data_folder"]:
+            _require_same_data(output, record, open_dataset(parameters["data_folder"]))
         for name, value in (("num_workers", options.workers), ("device", options.device)):
             if value is not None:
                 parameters[name] = value
         check_machine(Recipe.from_stored(record["recipe"]), parameters["device"])
         _tell_threads(record)
         yield output, record
+
+
+def _require_same_data(output, record, dataset):
+    """Require the ids and labels that a run began with; its pixels are the checkpoints' to compare,
+    which an early interruption leaves none of."""
+    before, now = record["data_fingerprint"], dataset.fingerprint
+    if before not in (None, now):
+        raise InputError(
+            f"{output} began with other ids or labels than {dataset.root} holds now; restore the"
+            " data set, or start a new run in another folder"
+        )
+    _tell_no_test(dataset)
+
+
+def _tell_no_test(dataset):
+    if dataset.no_test:
+        print(f"{dataset.no_test}, so this run trains and validates but predicts no test set")
 
 
 def _tell_threads(record):
@@ -229,4 +260,4 @@ def _print_table(metrics, output):
         for name in ("walkthrough.html", "figures", "model", "metrics.json")
     ]
     for name, value in rows:
-        print(f"{name:20} {value}")
+        say(f"{name:20} {value}")

@@ -2,6 +2,7 @@
 wrong input."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -732,3 +733,104 @@ def test_a_damaged_machine_in_the_record(notebook, tmp_path, capfd, machine):
     capfd.readouterr()
     refused(capfd, ["run", "--resume", tmp_path / "out"], "run.json", "machine")
     assert (tmp_path / "out/run.json").read_text() == before
+
+
+SMALLEST = ["--no-pretrained", "--arch", "squeezenet1_1"]
+
+
+def other_labels(root):
+    rewrite(root / "train_labels.csv", lambda text: text.replace(",1\n", ",0\n", 3))
+
+
+def no_test_set(root):
+    shutil.rmtree(root / "test")
+
+
+@pytest.mark.parametrize("change", [other_labels, no_test_set])
+def test_a_run_stopped_before_it_has_checkpoints_knows_its_data_too(
+    notebook, copy_of_sample, tmp_path, capfd, change
+):
+    notebook.error = KeyboardInterrupt()
+    main(["run", "--data", str(copy_of_sample), "--output", "out", *SMALLEST])
+    capfd.readouterr()
+    change(copy_of_sample)
+    before = (tmp_path / "out/run.json").read_bytes()
+    refused(capfd, ["run", "--resume", "out"], "began with other ids or labels", "restore the data")
+    kept, was = json.loads((tmp_path / "out/run.json").read_bytes()), json.loads(before)
+    assert kept["data_fingerprint"] == was["data_fingerprint"] and len(notebook.calls) == 1
+
+
+def test_a_run_on_its_own_sample_takes_no_other_data(notebook, sample, tmp_path, capfd):
+    notebook.error = KeyboardInterrupt()
+    main(["run", "--output", "out"])
+    capfd.readouterr()
+    refused(capfd, ["run", "--resume", "out", "--data", sample.root], "sample that it drew itself")
+    notebook.error = None
+    assert main(["run", "--resume", "out"]) == 0
+
+
+def test_a_run_goes_nowhere_that_a_link_leads_into_the_data(
+    notebook, copy_of_sample, tmp_path, capfd
+):
+    shutil.move(copy_of_sample / "train", tmp_path / "elsewhere")
+    (copy_of_sample / "train").symlink_to(tmp_path / "elsewhere")
+    for place in ("train/run", "packed/run", "packed.part"):
+        output = copy_of_sample / place
+        refused(
+            capfd,
+            ["run", "--data", copy_of_sample, "--output", output, *SMALLEST],
+            "holds the data",
+        )
+    assert not notebook.calls and not (tmp_path / "elsewhere/run").exists()
+
+
+def test_a_finished_run_is_finished_whoever_reads_its_lines(notebook, tmp_path, monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    assert main(["run", "--output", "out"]) == 0
+    assert json.loads((tmp_path / "out/run.json").read_text())["finished"]
+
+
+def test_a_patch_is_not_written_over_by_a_table(model, sample, tmp_path, capfd):
+    patches = [shutil.copy(path, tmp_path) for path in sample.test_paths[:2]]
+    before = Path(patches[0]).read_bytes()
+    refused(capfd, ["predict", model, "--csv", *patches], "no table of predictions", "name another")
+    assert Path(patches[0]).read_bytes() == before
+    refused(capfd, ["predict", model, "--csv", tmp_path, patches[1]], "no table of predictions")
+    table = tmp_path / "answers.csv"
+    for _ in range(2):  # an earlier one is replaced
+        assert main(["predict", str(model), "--csv", str(table), str(patches[1])]) == 0
+        assert len(table.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        (["check", ""], "DIR"),
+        (["pack", ""], "DIR"),
+        (["pack", "x", "--into", ""], "--into"),
+        (["predict", "", "a.tif"], "MODEL"),
+        (["predict", "m", ""], "image"),
+        (["predict", "m", "a.tif", "--csv", ""], "--csv"),
+    ],
+)
+def test_an_unset_variable_of_the_shell_is_no_name(capfd, arguments, name):
+    refused(capfd, arguments, f'{name} "" names nothing')
+
+
+def test_a_name_that_is_no_utf8(notebook, model, sample, tmp_path, capfd):
+    name = os.fsdecode(b"o\xff")
+    refused(capfd, ["run", "--output", name], "is no UTF-8; give the folder another name")
+    assert not notebook.calls and not os.path.exists(name)
+    shutil.copy(sample.test_paths[0], tmp_path / f"{name}.tif")
+    assert main(["predict", str(model), f"{name}.tif", "--csv", "answers.csv"]) == 0
+    assert "o\\xff.tif" in (tmp_path / "answers.csv").read_text("utf-8")
+
+
+def test_the_command_to_go_on_with_takes_any_name(notebook, tmp_path, capfd):
+    notebook.error = KeyboardInterrupt()
+    assert main(["run", "--output=-x"]) == 130
+    assert capfd.readouterr().err.endswith("hcd run --resume=-x\n")

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
 from ..stats import BRIGHT_ABOVE, DARK_BELOW
-from .opened import visible_files
+from .opened import archive_of, visible_files
 from .pack import FOLDER
 from .tables import LAYOUT, read_table, row_faults, table_file
 
@@ -154,6 +154,9 @@ def _check_tables(root, notes):
     sample = table_file(root, "sample_submission.csv")
     if os.path.lexists(sample) or os.path.lexists(root / "test"):
         test = _check_table(sample, False, notes)
+    elif (archive := archive_of(root, ("test", sample.name))) is not None:
+        test = {}
+        notes["tables"].append(f"{archive.name}: is not unpacked, so there is no test set")
     else:
         test = {}
         notes["no_test"].append(f"{sample.name} and test/ are missing; it serves training alone")

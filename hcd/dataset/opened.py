@@ -163,7 +163,7 @@ def why_no_test(root: Path, pack: PackedFolder | None) -> str:
     if pack is None and not os.path.lexists(root / "test"):
         return f"{root / 'test'} is missing"
     if pack is not None and not pack.counts["test"]:
-        return f"{pack.folder} holds no test patches"
+        return f"{pack.folder} holds no test patches (`hcd pack {root}` packs those that are there)"
     return ""
 
 
@@ -236,17 +236,19 @@ def _say_where_it_lies(root):
     sides = [name for name in ("train", "test") if not (root / name).exists()]
     sides = [] if os.path.lexists(root / FOLDER) else sides
     table = "train_labels.csv"
-    tables = [] if table_file(root, table).exists() else [table]
+    tables = [] if table_file(root, table).is_file() else [table]
+    sample = "sample_submission.csv"
+    sides += [] if table_file(root, sample).exists() else [sample]
     for missing in tables + sides:
-        for archive in (f"{missing}.zip", f"{missing}.tar", f"{missing}.tar.gz"):
-            if (root / archive).is_file():
-                raise FileNotFoundError(
-                    f"{root / missing} is missing, but {archive} is there; unpack it to get"
-                    f" {missing} beside it"
-                )
+        archive = archive_of(root, [missing])
+        if archive is not None:
+            raise FileNotFoundError(
+                f"{root / missing} is missing, but {archive.name} is there; unpack it to get"
+                f" {missing} beside it"
+            )
     if not tables:
         return
-    inner = [folder for folder in sorted(root.iterdir()) if table_file(folder, table).is_file()]
+    inner = [folder for folder in sorted(root.iterdir()) if _holds(folder, table)]
     if inner:
         raise FileNotFoundError(
             f"{root / table} is missing, but {inner[0]} holds one; name that folder"
@@ -259,9 +261,38 @@ def _say_where_it_lies(root):
         )
 
 
+def refuse_data_places(path: StrPath, root: StrPath, why: str) -> None:
+    """Keep what is written out of the folders of a data set, where a link has them lie too.
+
+    Args:
+        path: where something would be written. root: of the data set. why: the sentence's middle.
+    Raises:
+        InputError: it lies in train/, test/ or the pack.
+    """
+    path, root = Path(path).resolve(), Path(root).resolve()
+    own = [root / FOLDER, root / f"{FOLDER}.part"]
+    for place in [(root / "train").resolve(), (root / "test").resolve(), *own]:
+        if place in (path, *path.parents):
+            raise InputError(f"{place} holds the data, and {why}; name another")
+
+
 def visible_files(folder):
     """Return the names of everything in a folder but hidden files."""
     return {entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")}
+
+
+def archive_of(root: Path, names: Sequence[str]) -> Path | None:
+    """Return an archive of one of these files or folders; None where there is none."""
+    endings = ("zip", "tar", "tar.gz")
+    archives = [root / f"{name}.{ending}" for name in names for ending in endings]
+    return next((archive for archive in archives if archive.is_file()), None)
+
+
+def _holds(folder, table):
+    try:
+        return table_file(folder, table).is_file()
+    except OSError:  # a folder of somebody else's
+        return False
 
 
 def _match_files(folder, ids, table):

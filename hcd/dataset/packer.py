@@ -25,7 +25,7 @@ from ..disk.whole import (
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
-from .opened import open_dataset, verify_patches, why_no_test
+from .opened import open_dataset, refuse_data_places, verify_patches, why_no_test
 from .pack import (
     FOLDER,
     HASHES,
@@ -53,7 +53,7 @@ class PackReport:
         folder: the pack. patches: how many it holds. size_bytes: of all its files. kept: patches
         that an earlier, interrupted run had packed. new: False where a pack was there and nothing
         was done. replaced: why a pack that was there could not stay, and where it lies now; else
-        "".
+        "". no_test: why it holds no test patches; "" where it does.
     """
 
     folder: Path
@@ -62,6 +62,7 @@ class PackReport:
     kept: int
     new: bool
     replaced: str
+    no_test: str = ""
 
 
 def pack_dataset(
@@ -86,7 +87,12 @@ def pack_dataset(
         holds other tables. OSError: no space, or no permission; nothing that existed is lost.
         KeyboardInterrupt: Ctrl-C; its text says how far it came.
     """
-    root, target = Path(root), Path(into or root)
+    root = Path(root).expanduser()
+    target = root if into is None else Path(into).expanduser()
+    if target.exists() and root.exists() and target.samefile(root):
+        target = root  # whatever it is called
+    else:
+        refuse_data_places(target, root, "no pack is made there")
     reason = ""
     if os.path.lexists(target / FOLDER):
         try:
@@ -94,9 +100,9 @@ def pack_dataset(
             verify_patches(dataset.train_paths + dataset.test_paths, recipe, progress)
             _same_tables(root, target)
             if dataset.no_test and (root / "train").is_dir() and not why_no_test(root, None):
-                raise InputError(f"{dataset.no_test} and {root} does")
+                raise InputError(f"it holds no test patches, and {root} has a test set")
             _compare_with_files(dataset, root, recipe, progress)
-            return _report(target, 0, False, "")
+            return _report(target, 0, False, "", dataset.no_test)
         except (InputError, OSError) as error:
             # it is made anew below where the files are there, and then the report says why
             if not (root / "train").is_dir():
@@ -117,7 +123,7 @@ def pack_dataset(
         progress,
         f"hcd pack {root}" + f" --into {into}" * (into is not None),
     )
-    return _report(target, kept, True, _commit(target, reason))
+    return _report(target, kept, True, _commit(target, reason), dataset.no_test)
 
 
 def _compare_with_files(dataset, root, recipe, progress):
@@ -348,8 +354,8 @@ def _commit(target, reason):
     return replaced
 
 
-def _report(target, kept, new, replaced):
+def _report(target, kept, new, replaced, no_test):
     pack = PackedFolder(target)
     pack.spot_check()
     size_bytes = sum((pack.folder / name).stat().st_size for name in (INDEX, IDS, HASHES, PATCHES))
-    return PackReport(pack.folder, len(pack.ids), size_bytes, kept, new, replaced)
+    return PackReport(pack.folder, len(pack.ids), size_bytes, kept, new, replaced, no_test)

@@ -18,7 +18,8 @@ import pandas as pd
 
 from ..dataset.opened import Dataset
 from ..disk.images import encode_tiff
-from ..disk.whole import StrPath, empty_folder, refuse_link
+from ..disk.locks import take_lock
+from ..disk.whole import StrPath, empty_folder, refuse_link, writable_folder
 from ..errors import InputError, InputTypeError
 from .opened import open_dataset
 from .tables import TABLES
@@ -58,10 +59,22 @@ def make_sample(
         raise InputError(
             f"rng_seed={rng_seed!r} starts no random generator; pass a whole number from 0 up"
         )
-    root, call = (
-        Path(root).expanduser(),
-        {"train": int(train), "test": int(test), "rng_seed": int(rng_seed)},
-    )
+    root = Path(root).expanduser()
+    call = {"train": int(train), "test": int(test), "rng_seed": int(rng_seed)}
+    if not os.path.lexists(root):
+        writable_folder(root)
+    if not root.is_dir():
+        return _draw(root, call)
+    busy = f"{root} is being drawn by another process; let it finish, then the same call opens it"
+    lock = take_lock(root, busy, patience=600)
+    try:
+        return _draw(root, call)
+    finally:
+        lock.release()
+
+
+def _draw(root, call):
+    """Draw the sample of a call, or open the one that is there."""
     _remove_unfinished(root)
     if root.is_dir() and any(root.iterdir()):
         if not (root / CARD).is_file() or (root / CARD).read_bytes() != _card(root, call):
@@ -73,7 +86,7 @@ def make_sample(
     scratch = empty_folder(root) / UNFINISHED
     try:
         scratch.mkdir()
-        _write(scratch, train, test, np.random.default_rng(rng_seed))
+        _write(scratch, call["train"], call["test"], np.random.default_rng(call["rng_seed"]))
         (scratch / CARD).write_bytes(_card(scratch, call))
         for name in NAMES:
             os.replace(scratch / name, root / name)

@@ -17,9 +17,10 @@ except ImportError:  # Windows has none, and there nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 # of a file system without locks, as some network disks; one run at a time is then up to its user
-NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
+NO_LOCKS = {errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
 PATIENCE = 5.0  # seconds; a process that is just being stopped gets a moment to end
 LOCK_FILE = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+LOCK_FOLDER = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 _held: set[int] = set()  # descriptors of this process
 
 
@@ -38,10 +39,11 @@ class Lock:
 
 
 def take_lock(path, held_by: str, patience: float = PATIENCE) -> Lock:
-    """Lock the file `path`.
+    """Lock the file `path`, or the folder.
 
     Args:
-        path: the lock file, made when missing. held_by: the sentence for one that another holds.
+        path: the lock file, made when missing, or a folder that is there. held_by: the sentence
+            for one that another holds.
         patience: seconds to wait for it.
     Returns:
         Lock, to be kept.
@@ -50,7 +52,7 @@ def take_lock(path, held_by: str, patience: float = PATIENCE) -> Lock:
         OSError: it cannot be opened, or is a link.
     """
     try:
-        descriptor = os.open(path, LOCK_FILE, 0o644)
+        descriptor = os.open(path, LOCK_FOLDER if os.path.isdir(path) else LOCK_FILE, 0o644)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise

@@ -56,6 +56,8 @@ def whole_write(path, mode: str = "wb", newline: str | None = None) -> Iterator[
             nothing that existed is lost.
     """
     path = Path(path)
+    if not path.name:
+        raise OSError(f"{path} cannot be written, it is a folder; name a file")
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         # renaming would take a device's place
         raise OSError(f"{path} is a device or a pipe; name a file to write")

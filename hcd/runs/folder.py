@@ -12,6 +12,7 @@ from pathlib import Path
 from ..disk.locks import take_lock
 from ..disk.whole import (
     StrPath,
+    refuse_link,
     refuse_links,
     sweep_parts,
     unwritable,
@@ -103,7 +104,7 @@ def prepare_output(folder: StrPath = "", resume: bool = False) -> Path:
         _hold(folder, LOCKS[1:])
         return folder
     if resume:
-        refuse_links(folder)
+        _refuse_own_links(folder)
     else:
         refuse_taken(folder)
     _hold(writable_folder(folder), LOCKS)
@@ -121,7 +122,7 @@ def locked_output(folder, resume: bool = False) -> Iterator[Path]:
     """
     if resume:
         _require_run(folder)
-        refuse_links(folder)
+        _refuse_own_links(folder)
     folder = Path(folder)
     if not resume and not (folder / LOCKS[0]).exists():  # else who holds it is the better answer
         refuse_taken(folder)
@@ -142,6 +143,15 @@ def locked_output(folder, resume: bool = False) -> Iterator[Path]:
         yield folder
     finally:
         locks[0].release()
+
+
+def _refuse_own_links(folder) -> None:
+    """Require no link among what a run writes; the user's own beside it may be what they like."""
+    refuse_link(folder)
+    there = os.listdir(folder)
+    for pattern in (*NAMES, *LOCKS):
+        for name in fnmatch.filter(there, pattern):
+            refuse_links(Path(folder) / name)
 
 
 def refuse_taken(folder) -> None:
@@ -175,7 +185,9 @@ def remove_run(folder, keep_folder: bool = False) -> None:
 
 def resume_command(folder) -> str:
     """Return the command that goes on with a run, as a shell takes it."""
-    return f"hcd run --resume {shlex.quote(str(folder))}"
+    # a name that begins like an option needs the sign
+    sign = "=" if str(folder).startswith("-") else " "
+    return f"hcd run --resume{sign}{shlex.quote(str(folder))}"
 
 
 def _require_run(folder) -> None:

@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .events import Follower
 
@@ -21,7 +21,7 @@ def shown_progress(folder) -> Iterator[None]:
         for event in follower.new():
             text = describe(event)
             if text:
-                print(f"\r\033[K{text}" if live else text, end="" if live else "\n", flush=True)
+                say(f"\r\033[K{text}" if live else text, end="" if live else "\n")
 
     def follow():
         while not done.wait(EVERY):
@@ -36,7 +36,14 @@ def shown_progress(folder) -> Iterator[None]:
         thread.join()
         show()
         if live:
-            print()
+            say("")
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print; nobody may be reading any more, such as `head`, and hours of training go on."""
+    # a closed pipe, a full disk, a name that cannot be encoded
+    with suppress(OSError, ValueError):
+        print(text, end=end, flush=True)
 
 
 def describe(event: dict) -> str:

@@ -607,3 +607,18 @@ def test_a_byte_order_mark_windows_lines_and_hidden_files_change_nothing(sample,
     path.write_bytes(b"\xef\xbb\xbf" + text.replace(",1\r", ",1.0\r").encode())
     (copy_of_sample / "train" / "._a.tif").touch()
     assert open_dataset(copy_of_sample).fingerprint == sample.fingerprint
+
+
+def test_a_table_of_the_test_set_that_is_not_unpacked(copy_of_sample, refused):
+    (copy_of_sample / "sample_submission.csv").rename(copy_of_sample / "sample_submission.csv.zip")
+    with refused(FileNotFoundError, "sample_submission.csv.zip is there", "unpack it"):
+        open_dataset(copy_of_sample)
+
+
+def test_the_check_says_what_opening_says_of_an_archive(copy_of_sample):
+    shutil.rmtree(copy_of_sample / "test")
+    for name in ("sample_submission.csv", "test_labels.csv"):
+        (copy_of_sample / name).unlink()
+    (copy_of_sample / "test.zip").touch()
+    report = check_dataset(copy_of_sample, progress=False)
+    assert report.findings["tables"] == ["test.zip: is not unpacked, so there is no test set"]

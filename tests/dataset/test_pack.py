@@ -32,6 +32,7 @@ from hcd import (
     pack_dataset,
     verify_patches,
 )
+from hcd.cli import main
 from hcd.dataset import packer
 from hcd.dataset.pack import HEADER, array_header, array_shapes, index_digest, new_index
 from hcd.dataset.tables import id_array
@@ -489,12 +490,12 @@ def test_a_pack_for_training_alone_is_packed_anew_when_test_patches_come(copy_of
     shutil.move(copy_of_sample / "test", copy_of_sample.parent / "later")
     assert pack_dataset(copy_of_sample, progress=False).patches == 60
     dataset = open_dataset(copy_of_sample)
-    assert dataset.no_test == f"{copy_of_sample / 'packed'} holds no test patches"
+    assert dataset.no_test.startswith(f"{copy_of_sample / 'packed'} holds no test patches (`hcd pa")
     assert verify_patches(dataset.train_paths + dataset.test_paths, progress=False) == 60
     assert not pack_dataset(copy_of_sample, progress=False).new
     shutil.move(copy_of_sample.parent / "later", copy_of_sample / "test")
     report = pack_dataset(copy_of_sample, progress=False)
-    assert report.patches == 72 and "packed holds no test patches" in report.replaced
+    assert report.patches == 72 and "it holds no test patches" in report.replaced
     assert open_dataset(copy_of_sample).no_test == ""
 
 
@@ -667,6 +668,7 @@ def test_a_file_system_without_locks_takes_a_pack(copy_of_sample, monkeypatch, n
 
 SLOWLY = """
 import sys, time
+from hcd.cli import main
 from hcd.dataset import packer
 whole, read = packer.map_patches, packer.read_patch
 packer.map_patches = lambda *given: whole(*given, chunk=2)
@@ -730,3 +732,31 @@ def test_nothing_is_packed_through_a_link(copy_of_sample, tmp_path, refused, nam
         pack_dataset(copy_of_sample, tmp_path / "into", progress=False)
     assert (tmp_path / "mine").read_bytes() == b"mine" and link.is_symlink()
     assert list((tmp_path / "victim").iterdir()) == []
+
+
+def test_a_pack_without_test_patches_says_so(copy_of_sample, tmp_path, capsys):
+    (copy_of_sample / "sample_submission.csv").unlink()
+    (copy_of_sample / "test_labels.csv").unlink()
+    report = pack_dataset(copy_of_sample, tmp_path / "fast", progress=False)
+    assert report.no_test == f"{copy_of_sample / 'sample_submission.csv'} is missing"
+    assert main(["pack", str(copy_of_sample), "--into", str(tmp_path / "fast")]) == 0
+    assert "60 patches" in (said := capsys.readouterr().out) and "none for a test set" in said
+
+
+@pytest.mark.parametrize("place", ["train/fast", "test", "packed/fast"])
+def test_nothing_is_packed_into_the_data(copy_of_sample, tmp_path, refused, place):
+    before = set(copy_of_sample.rglob("*"))
+    shutil.move(copy_of_sample / "train", tmp_path / "elsewhere")
+    (copy_of_sample / "train").symlink_to(tmp_path / "elsewhere")
+    with refused(ValueError, "holds the data", "name another"):
+        pack_dataset(copy_of_sample, copy_of_sample / place, progress=False)
+    assert set(copy_of_sample.rglob("*")) <= before
+
+
+def test_the_same_folder_under_another_name_is_the_same(copy_of_sample, monkeypatch):
+    tables = copy_of_sample.parent / "tables.csv"
+    shutil.move(copy_of_sample / "train_labels.csv", tables)
+    (copy_of_sample / "train_labels.csv").symlink_to(tables)
+    monkeypatch.chdir(copy_of_sample)
+    assert pack_dataset(".", copy_of_sample, progress=False).patches == 72
+    assert (copy_of_sample / "train_labels.csv").is_symlink()

@@ -387,3 +387,18 @@ def test_bad_label_and_generator():
         draw_patch(2, np.random.default_rng(0))
     with pytest.raises(TypeError, match="default_rng"):
         draw_patch(1, None)
+
+
+def test_two_calls_at_once_draw_one_sample(tmp_path):
+    code = f"import hcd; hcd.make_sample({str(tmp_path / 'twin')!r}, train=40, test=10)"
+    calls = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [call.wait(timeout=120) for call in calls] == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "twin").iterdir()) == sorted(NAMES)
+    assert len(make_sample(tmp_path / "twin", train=40, test=10).labels) == 40
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert make_sample("~/x", train=8, test=2).root == tmp_path / "home/x"
+    assert not (tmp_path / "~").exists()

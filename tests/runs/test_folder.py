@@ -181,3 +181,10 @@ def test_a_run_that_took_the_folder_in_between_keeps_it(tmp_path, monkeypatch, r
     with refused(BlockingIOError, folder), locked_output(folder):
         pytest.fail("was let in")
     assert (folder / "run.json").read_text() == "the first one's"
+
+
+def test_a_link_of_the_users_beside_the_run_does_not_stop_its_resume(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "mine").symlink_to("/")
+    with locked_output(tmp_path, resume=True) as output:
+        assert output == tmp_path

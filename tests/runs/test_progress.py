@@ -184,3 +184,18 @@ def test_a_damaged_event_does_not_stop_a_run_or_hide_what_follows(tmp_path, caps
         lambda: append(tmp_path, "step", text="goes on"),
     )
     assert told == "goes on\n"
+
+
+def test_nobody_who_reads_stops_no_run(tmp_path, monkeypatch):
+    class Broken:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr("sys.stdout", Broken())
+    with shown_progress(tmp_path):
+        append(tmp_path, "step", text="done")
