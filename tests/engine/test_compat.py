@@ -242,6 +242,7 @@ def beside():
     )
 
 
+@pytest.mark.long
 def test_importing_hcd_replaces_nothing_but_what_fastai_has_put_into_torchs_loader(beside):
     assert beside.count > 100_000 and beside.new == "[]"
     assert beside.before["DataLoader"] == ["fastai.basic_data", "intercept_args"]
@@ -262,6 +263,7 @@ def without_ours(settings):
     return {**settings, "warnings": filters}
 
 
+@pytest.mark.long
 def test_importing_hcd_changes_no_setting_and_draws_nothing(beside):
     assert len(beside.after["warnings"]) == len(beside.before["warnings"]) + 3
     after = without_ours(beside.after)
@@ -270,6 +272,7 @@ def test_importing_hcd_changes_no_setting_and_draws_nothing(beside):
         assert after[name] == beside.before[name], name
 
 
+@pytest.mark.long
 def test_hcd_alone_leaves_the_settings_that_fastai_and_the_other_libraries_leave(beside):
     (line,), errors = run_python(ALONE)
     assert not errors  # no warning shows

@@ -161,6 +161,7 @@ def test_which_16_bits(monkeypatch):
     assert low_precision(torch.device("mps")) == torch.float16
 
 
+@pytest.mark.long
 def test_float16_trains_with_a_scaled_loss_and_skips_steps_that_overflow(
     sample, small_recipe, split, tmp_path, float16
 ):
