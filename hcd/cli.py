@@ -31,8 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         _refuse_empty(options)
         return options.command(options)
     except (InputError, OSError) as error:
-        # one line, whatever a library wrote
-        print(f"hcd: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(error)
         return 2
     except KeyboardInterrupt:
         print("hcd: stopped; what was finished stays where it is", file=sys.stderr)
@@ -63,25 +62,57 @@ def run(options) -> int:
 
 
 def predict(options) -> int:
-    """Print one line per image: path, class, tumour probability."""
+    """Print one line per image as it is answered: path, class, tumour probability. One that cannot
+    be has its sentence in that place; exit code 1 then, or 2 where none could be answered."""
     from .disk.whole import whole_write
     from .export.bundle import load_bundle, predict_image
 
     if options.csv:
         _refuse_no_table(Path(options.csv))
-    bundle = load_bundle(options.model)
-    predictions = [predict_image(bundle, image) for image in options.images]
-    for prediction in predictions:
-        print(f"{prediction.path}\t{prediction.label}\t{prediction.probability:.6f}")
-    if options.csv:
+    model = Path(options.model)
+    of_a_run = not (model / "card.json").exists() and (model / "model/card.json").is_file()
+    bundle = load_bundle(model / "model" if of_a_run else model)
+    rows, bad = [("path", "label", "probability")], 0
+    for image in _images(options.images):
+        try:
+            found = predict_image(bundle, image)
+        except (InputError, OSError) as error:  # one of many; the others have their answers
+            _tell(error)
+            bad += 1
+            continue
+        print(f"{found.path}\t{found.label}\t{found.probability:.6f}", flush=True)
+        rows.append((_shown(found.path), found.label, str(found.probability)))
+    answered = len(rows) - 1
+    if options.csv and answered:
         with whole_write(options.csv, "w", newline="") as file:
-            csv.writer(file).writerows(
-                [
-                    ("path", "label", "probability"),
-                    *((_shown(p.path), p.label, p.probability) for p in predictions),
-                ]
-            )
-    return 0
+            csv.writer(file).writerows(rows)
+    if not bad:
+        return 0
+    return 1 if answered else 2
+
+
+def _images(names):
+    """Yield the files that the command line names: a folder's, sorted, or with - those of the lines
+    on standard input."""
+    for name in names:
+        if name == "-":
+            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        elif os.path.isdir(name):
+            inside = sorted(entry.path for entry in os.scandir(name) if not _is_hidden(entry))
+            if not inside:
+                raise InputError(f"{name} holds no files to predict; name a folder of patches")
+            yield from inside
+        else:
+            yield name
+
+
+def _is_hidden(entry) -> bool:
+    return entry.name.startswith(".") or entry.is_dir()
+
+
+def _tell(error) -> None:
+    """Print an error on one line, whatever a library wrote."""
+    print(f"hcd: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def _shown(name: str) -> str:
@@ -169,8 +200,13 @@ def _add_predict(commands):
     command = commands.add_parser("predict", help="predict image files with a saved model folder")
     command.set_defaults(command=predict)
     add = command.add_argument
-    add("model", metavar="MODEL", help="folder that `hcd run` or save_bundle wrote")
-    add("images", metavar="IMAGE", nargs="+", help="96 x 96 px RGB image file")
+    add("model", metavar="MODEL", help="folder of a run, or one that save_bundle wrote")
+    add(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="96 x 96 px RGB image file, a folder of them, or - for a list on standard input",
+    )
     add("--csv", metavar="FILE", help="write the lines to this CSV file too")
 
 

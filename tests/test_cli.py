@@ -160,7 +160,6 @@ def test_images_that_are_no_patch(model, tmp_path, capfd, sample):
     os.truncate(tmp_path / "loud.tif", 9000)
     bad = {
         tmp_path / "nowhere.tif": "does not exist",
-        tmp_path: "is no file",
         tmp_path / "text.tif": "cannot be decoded",
         tmp_path / "empty.tif": "(0 bytes) cannot be decoded",
         tmp_path / "half.tif": "half.tif",
@@ -172,15 +171,36 @@ def test_images_that_are_no_patch(model, tmp_path, capfd, sample):
         write_image(tmp_path / "deep.tif", np.zeros((96, 96, 3), np.uint16)): "of uint16",
         write_image(tmp_path / "alpha.png", np.zeros((96, 96, 4), np.uint8)): "has 4 channel(s)",
     }
-    for path, text in bad.items():
-        out = refused(
-            capfd,
-            ["predict", model, good, path, "--csv", tmp_path / "answers.csv"],
-            text,
-            str(path),
-        )
-        assert out == ""  # no half of an answer
-    assert not (tmp_path / "answers.csv").exists()
+    table = tmp_path / "answers.csv"
+    for path, text in bad.items():  # loses no other answer
+        assert main(list(map(str, ["predict", model, path, good, "--csv", table]))) == 1
+        out, err = capfd.readouterr()
+        assert err.startswith("hcd: ") and err.count("\n") == 1 and text in err and str(path) in err
+        assert len(out.splitlines()) == 1 and out.startswith(str(good))
+        assert len(table.read_text().splitlines()) == 2
+        table.unlink()
+        assert refused(capfd, ["predict", model, path, "--csv", table], text) == ""
+        assert not table.exists()
+    assert main(list(map(str, ["predict", model, *bad]))) == 2
+    assert len(capfd.readouterr().err.splitlines()) == len(bad)
+
+
+def test_folders_a_runs_folder_and_a_list_on_standard_input(
+    model, sample, tmp_path, capfd, monkeypatch
+):
+    names = [Path(path).name for path in sorted(map(str, sample.test_paths))]
+    (tmp_path / "run").mkdir()
+    shutil.copytree(model, tmp_path / "run/model")
+    assert main(["predict", str(tmp_path / "run"), str(sample.root / "test")]) == 0
+    rows = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert [Path(row[0]).name for row in rows] == names
+    listed = "".join(f"{path}\n" for path in sample.test_paths[:3]) + "\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+    assert main(["predict", str(model), "-"]) == 0
+    again = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert again == [row for row in rows if row[0] in listed.split()]
+    (tmp_path / "empty").mkdir()
+    refused(capfd, ["predict", model, tmp_path / "empty"], "empty holds no files", "name a folder")
 
 
 def test_csv_that_cannot_be_written(model, sample, tmp_path, capfd):
