@@ -300,6 +300,8 @@ def _match_files(folder, ids, table):
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; the data folder must hold {LAYOUT}")
     wanted = np.char.add(ids, b".tif")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(f"{folder} may not be read by you; change its permissions")
     with os.scandir(os.fsencode(folder)) as entries:
         # one byte more below, so that a longer name does not pass for its beginning
         names = (entry.name for entry in entries)
@@ -317,6 +319,12 @@ def _match_files(folder, ids, table):
             f"{folder / missing[0]} is missing ({len(missing)} of {len(wanted)} are), but the"
             f" folder holds files that end in {' and '.join(suffixes)}; change their names, a"
             " patch's file is <id>.tif"
+        )
+    others = {name.lower() for name in extra}
+    if missing and missing[0].lower() in others:
+        raise FileNotFoundError(
+            f"{folder / missing[0]} is missing, but the folder holds that name in other letters,"
+            f" upper or lower case; change the ids of {table} or the files' names"
         )
     if missing:
         raise FileNotFoundError(

@@ -19,7 +19,7 @@ import pandas as pd
 from ..dataset.opened import Dataset
 from ..disk.images import encode_tiff
 from ..disk.locks import take_lock
-from ..disk.whole import StrPath, empty_folder, refuse_link, writable_folder
+from ..disk.whole import StrPath, empty_folder, refuse_link, unwritable, writable_folder
 from ..errors import InputError, InputTypeError
 from .opened import open_dataset
 from .tables import TABLES
@@ -91,6 +91,8 @@ def _draw(root, call):
         for name in NAMES:
             os.replace(scratch / name, root / name)
         scratch.rmdir()
+    except OSError as error:
+        raise unwritable(root, error) from error
     finally:
         _remove_unfinished(root)
     return open_dataset(root)

@@ -622,3 +622,10 @@ def test_the_check_says_what_opening_says_of_an_archive(copy_of_sample):
     (copy_of_sample / "test.zip").touch()
     report = check_dataset(copy_of_sample, progress=False)
     assert report.findings["tables"] == ["test.zip: is not unpacked, so there is no test set"]
+
+
+def test_ids_in_other_letters_than_their_files(copy_of_sample, refused):
+    path = copy_of_sample / "train_labels.csv"
+    path.write_text("id,label\n" + path.read_text().removeprefix("id,label\n").upper())
+    with refused(FileNotFoundError, "upper or lower case", "change the ids"):
+        open_dataset(copy_of_sample)

@@ -2,6 +2,7 @@
 centre shows."""
 
 import csv
+import errno
 import hashlib
 import os
 import shutil
@@ -402,3 +403,13 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert make_sample("~/x", train=8, test=2).root == tmp_path / "home/x"
     assert not (tmp_path / "~").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hcd.dataset.sample.encode_tiff", full)
+    with pytest.raises(OSError, match=f"{tmp_path / 'full'}.*No space left.*free"):
+        make_sample(tmp_path / "full", train=8, test=2)
+    assert not list((tmp_path / "full").iterdir())
