@@ -57,9 +57,8 @@ def sweep_weight_decay(
 
 def _network(recipe) -> dict:
     """Return what a range test takes from the recipe that it is given."""
-    arch = recipe.arch if isinstance(recipe.arch, str) else recipe.arch.__qualname__
-    kept = ("sweep_iterations", "pretrained", "head_dropout", "fast")
-    return {f"sweep's {name}": getattr(recipe, name) for name in kept} | {"sweep's arch": arch}
+    kept = ("sweep_iterations", "pretrained", "head_dropout", "fast", "arch")
+    return {f"sweep's {name}": getattr(recipe, name) for name in kept}
 
 
 def _range_test(data, recipe, path, weight_decay) -> Curve:

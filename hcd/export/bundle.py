@@ -123,14 +123,12 @@ def _savable(learner):
             f"arch={recipe.arch!r} cannot be named on a card; train with a torchvision model's name"
             " to save a bundle"
         )
-    tensors = {
-        name: tensor.cpu().contiguous()
-        for name, tensor in unwrapped(learner.model).state_dict().items()
-    }
+    model = unwrapped(learner.model)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     shapes = build_shapes(recipe)
     _check_tensors("the learner's model", tensors, shapes.state_dict())
     shapes.load_state_dict(tensors, assign=True)
-    _require_same_answers(learner.model, shapes.eval(), recipe)
+    _require_same_answers(model, shapes.eval(), recipe)
     return recipe, safetensors.torch.save(tensors)
 
 
@@ -154,7 +152,6 @@ def _require_same_answers(model, loaded, recipe):
     such as activations, are not among the tensors."""
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(2, 3, recipe.crop_size, recipe.crop_size, generator=generator)
-    model = unwrapped(model)
     training = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     # in 16 bits there are three digits, and a slice of such a model computes in 32

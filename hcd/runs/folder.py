@@ -148,10 +148,14 @@ def locked_output(folder, resume: bool = False) -> Iterator[Path]:
 def _refuse_own_links(folder) -> None:
     """Require no link among what a run writes; the user's own beside it may be what they like."""
     refuse_link(folder)
-    there = os.listdir(folder)
-    for pattern in (*NAMES, *LOCKS):
-        for name in fnmatch.filter(there, pattern):
-            refuse_links(Path(folder) / name)
+    for name in _names_in(folder, (*NAMES, *LOCKS)):
+        refuse_links(Path(folder) / name)
+
+
+def _names_in(folder, patterns) -> list[str]:
+    """Return what a folder holds of the patterns; a glob passes over links that lead nowhere."""
+    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [name for pattern in patterns for name in fnmatch.filter(there, pattern)]
 
 
 def refuse_taken(folder) -> None:
@@ -160,14 +164,12 @@ def refuse_taken(folder) -> None:
     Raises:
         FileExistsError: it does; names it.
     """
-    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    for pattern in NAMES:
-        for name in fnmatch.filter(there, pattern):  # a glob passes over links that lead nowhere
-            raise FileExistsError(
-                f"{folder} holds {name}, which a run writes and which is never written over; "
-                "name an empty folder, or if an interrupted run lies there go on with it: "
-                f"{resume_command(os.path.relpath(folder))}"
-            )
+    for name in _names_in(folder, NAMES):
+        raise FileExistsError(
+            f"{folder} holds {name}, which a run writes and which is never written over; "
+            "name an empty folder, or if an interrupted run lies there go on with it: "
+            f"{resume_command(os.path.relpath(folder))}"
+        )
 
 
 def remove_run(folder, keep_folder: bool = False) -> None:

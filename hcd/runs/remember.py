@@ -83,11 +83,10 @@ def restore_states(callbacks, states) -> None:
     """
     left = list(states)
     for one in callbacks:
-        kept = next((state for state in left if state[0] == type(one).__name__), None)
+        kept = _take(left, type(one).__name__)
         if kept is None and isinstance(one, TrackerCallback):
             raise ValueError(f"the fit began without {type(one).__name__}")
         if kept is not None:
-            left.remove(kept)
             vars(one).update({name: _restored(value) for name, value in kept[1].items()})
 
 
@@ -102,9 +101,7 @@ def require_same_settings(given, kept) -> None:
     """
     left = list(kept)
     for name, state in given:
-        before = next((one for one in left if one[0] == name), None)
-        if before is not None:
-            left.remove(before)
+        before = _take(left, name)
         for attribute, value in state.items():
             was = before[1].get(attribute, value) if before else value
             if not _equal(was, value):
@@ -112,6 +109,12 @@ def require_same_settings(given, kept) -> None:
                     f"{name} began this fit with {attribute}={shorten(repr(was), 80)} and now has"
                     f" {shorten(repr(value), 80)}; give it as before, or start a new run"
                 )
+
+
+def _take(left: list, name: str) -> Any:
+    """Take the first state of a class out of those that are left; None where there is none."""
+    place = next((place for place, state in enumerate(left) if state[0] == name), None)
+    return None if place is None else left.pop(place)
 
 
 def _equal(one, other) -> bool:
