@@ -2,7 +2,6 @@
 
 from .data import CroppedImageList as CroppedImageList
 from .data import make_databunch as make_databunch
-from .data import stratified_split as stratified_split
 from .dataset.check import CheckReport as CheckReport
 from .dataset.check import check_dataset as check_dataset
 from .dataset.opened import Dataset as Dataset
@@ -15,11 +14,17 @@ from .dataset.pack import copy_patch as copy_patch
 from .dataset.packer import PackReport as PackReport
 from .dataset.packer import pack_dataset as pack_dataset
 from .dataset.sample import make_sample as make_sample
+from .dataset.slides import read_slides as read_slides
 from .disk.whole import write_json as write_json
 from .engine.device import set_rng_seed as set_rng_seed
 from .engine.saving import Learner as Learner
 from .errors import InputError as InputError
 from .evaluate import score_predictions as score_predictions
+from .evidence.audit import AuditReport as AuditReport
+from .evidence.audit import audit_dataset as audit_dataset
+from .evidence.overlap import Overlaps as Overlaps
+from .evidence.overlap import find_overlaps as find_overlaps
+from .evidence.overlap import leaked_share as leaked_share
 from .export.bundle import load_bundle as load_bundle
 from .export.bundle import load_export as load_export
 from .export.bundle import predict_image as predict_image
@@ -40,11 +45,15 @@ from .plots import plot_roc as plot_roc
 from .plots import plot_sweep as plot_sweep
 from .predict import predict_tta as predict_tta
 from .predict import write_submission as write_submission
+from .predict import write_validation as write_validation
 from .reader import read_cropped_image as read_cropped_image
 from .reader import read_image as read_image
 from .recipe import Recipe as Recipe
 from .runs.checkpoint import Checkpoints as Checkpoints
 from .runs.folder import prepare_output as prepare_output
+from .split import grouped_split as grouped_split
+from .split import split_dataset as split_dataset
+from .split import stratified_split as stratified_split
 from .stats import channel_statistics as channel_statistics
 from .sweep import sweep_weight_decay as sweep_weight_decay
 from .walkthrough import run_walkthrough as run_walkthrough

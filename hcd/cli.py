@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _refuse_empty(options) -> None:
     """Turn down empty names of files and folders, such as a shell's unset variable leaves."""
-    for name in ("data", "output", "resume", "into", "csv", "model"):
+    for name in ("data", "output", "resume", "into", "csv", "model", "slides"):
         if getattr(options, name, None) == "":
             is_flag = name != "model" and (name != "data" or options.command is run)
             shown = f"--{name}" if is_flag else {"data": "DIR", "model": "MODEL"}[name]
@@ -141,6 +141,15 @@ def check(options) -> int:
     return 0 if report.clean else 1
 
 
+def audit(options) -> int:
+    """Print how much tissue patches share; 0 when none do, 1 otherwise."""
+    from .evidence.audit import audit_dataset
+
+    report = audit_dataset(options.data, options.slides)
+    print(json.dumps(report.as_dict(), indent=1) if options.json else report.text())
+    return 0 if report.clean else 1
+
+
 def pack(options) -> int:
     """Pack a data set and print where, how large and how long."""
     from .dataset.packer import pack_dataset
@@ -170,7 +179,7 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"hcd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_add_run, _add_predict, _add_check, _add_pack):
+    for add in (_add_run, _add_predict, _add_check, _add_audit, _add_pack):
         add(commands)
     return parser
 
@@ -186,6 +195,7 @@ def _add_run(commands):
     add("--resume", metavar="RUN", help="folder of an interrupted run to go on with")
     add("--workers", type=int, metavar="N", help="processes that read; default: one a core")
     add("--device", help="cpu, cuda, ...; default: a GPU when there is one")
+    add("--slides", metavar="FILE", help="CSV of id,wsi; default: slides.csv of the data folder")
     add("--remove-outliers", action="store_true", help="drop too dark and bright patches (In 10)")
     add("--back-to-stage1", action="store_true", help="go on with the stage-1 model (In 29)")
     recipe = command.add_argument_group(
@@ -217,6 +227,17 @@ def _add_check(commands):
     command.set_defaults(command=check)
     command.add_argument("data", metavar="DIR", help="folder in the competition's layout")
     command.add_argument("--json", action="store_true", help="print JSON, for machines")
+
+
+def _add_audit(commands):
+    command = commands.add_parser(
+        "audit", help="count the patches that show the same tissue, in training and in test"
+    )
+    command.set_defaults(command=audit)
+    add = command.add_argument
+    add("data", metavar="DIR", help="folder in the competition's layout")
+    add("--slides", metavar="FILE", help="CSV of id,wsi; default: slides.csv of the data folder")
+    add("--json", action="store_true", help="print JSON, for machines")
 
 
 def _add_pack(commands):

@@ -1,4 +1,4 @@
-"""Data set -> split -> item list -> databunch."""
+"""Split data set -> item list -> databunch."""
 
 import random
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.vision import Image, ImageList, pil2tensor
-from sklearn.model_selection import train_test_split
 
 from .dataset.opened import Dataset
 from .dataset.tables import id_array
@@ -19,48 +18,6 @@ from .engine.draws import replace_loaders
 from .errors import InputError
 from .reader import read_cropped_image
 from .recipe import Recipe
-
-
-def stratified_split(
-    labels: Any, valid_fraction: float = 0.1, rng_seed: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows at random into training and validation, with equal shares of each label.
-
-    Args:
-        labels: (N,) of 0 and 1.
-        valid_fraction: share of the rows that goes to validation, between 0 and 1.
-        rng_seed: None draws anew each time, as the walkthrough does; an int or a RandomState
-            repeats.
-    Returns:
-        train_idx, valid_idx: two disjoint (n,) int arrays of row positions, together all rows, in
-            random order.
-    Raises:
-        InputError: a share or a table too small to leave every label on both sides.
-
-    Source: In 10.
-    """
-    labels = np.asarray(labels)
-    if not 0 < valid_fraction < 1:
-        raise InputError(
-            f"valid_fraction={valid_fraction} is no share; give one between 0 and 1, 0.1 in the"
-            " walkthrough"
-        )
-    kinds, counts = np.unique(labels, return_counts=True)
-    n_valid = int(np.ceil(valid_fraction * len(labels)))
-    sides = ()
-    if len(kinds) > 1 and counts.min() > 1 and len(kinds) <= n_valid <= len(labels) - len(kinds):
-        sides = train_test_split(
-            np.arange(len(labels)), test_size=valid_fraction, stratify=labels, random_state=rng_seed
-        )
-    # of a rare label, sklearn's rounding can leave one side none
-    if not sides or any(len(np.unique(labels[side])) < len(kinds) for side in sides):
-        raise InputError(
-            f"{len(labels)} labels with counts {dict(zip(kinds.tolist(), counts.tolist()))} cannot"
-            f" be split at valid_fraction={valid_fraction}: each side needs both labels; use more"
-            " patches or another share"
-        )
-    train_idx, valid_idx = sides
-    return train_idx, valid_idx
 
 
 class CroppedImageList(ImageList):

@@ -162,6 +162,42 @@ def _join(items):
     return torch.cat(items), torch.zeros(0)
 
 
+def write_validation(path: StrPath, learner: Learner, probabilities: Any) -> pd.DataFrame:
+    """Write what a model says of its validation patches, for a report that comes later.
+
+    CHANGED C30: the walkthrough keeps no validation predictions.
+
+    Args:
+        path: CSV file to write, whole or not at all.
+        learner: its validation set gives ids, labels and the order of `probabilities`.
+        probabilities: (N, 2) of negative and tumour, as `learner.get_preds` returns them.
+    Returns:
+        DataFrame with the columns id, label (0 or 1) and probability (of tumour), as written.
+    Raises:
+        InputError: other classes than negative and tumour, or another number of predictions.
+
+    Source: In 30.
+    """
+    require_learner(learner)
+    require_negative_then_tumour(learner.data)
+    patches, probabilities = learner.data.valid_ds, np.asarray(probabilities)
+    if probabilities.shape != (len(patches), 2):
+        raise InputError(
+            f"probabilities have shape {probabilities.shape} for {len(patches)} validation patches;"
+            f" give ({len(patches)}, 2)"
+        )
+    table = pd.DataFrame(
+        {
+            "id": [Path(str(item)).stem for item in patches.items],
+            "label": [int(label) for label in patches.y.items],
+            "probability": probabilities[:, 1].astype(float),
+        }
+    )
+    with whole_write(path, "w", newline="") as file:
+        table.to_csv(file, index=False)
+    return table
+
+
 def write_submission(
     path: StrPath, dataset: Dataset, learner: Learner, probabilities: Any
 ) -> pd.DataFrame:

@@ -9,6 +9,8 @@ from typing import Any
 from .corners import corner_depth, require_shallow_corners
 from .errors import InputError, InputTypeError
 
+SPLITS = ("random", "islands", "slides")
+
 
 def _require(ok, text):
     if not ok:
@@ -29,6 +31,8 @@ class Recipe:
         quarter_turns: turn by 90 degrees either way too.
         flips: mirror the crop, left to right and upside down.
         valid_fraction: share of the labelled patches that is set aside for validation.
+        split: what is set aside: "random" patches, whole "islands" of patches that show the same
+            tissue, or whole "slides".
         batch_size: patches a training step.
         arch: name of a torchvision model, or a callable `arch(pretrained=...)`; torchvision's own
             functions, as the walkthrough gives one, are kept by their name.
@@ -63,6 +67,7 @@ class Recipe:
     quarter_turns: bool = True
     flips: bool = True
     valid_fraction: float = 0.1
+    split: str = "random"
     batch_size: int = 128
     arch: Any = "densenet169"
     pretrained: bool = True
@@ -190,7 +195,7 @@ class Recipe:
         else:
             good, wanted = (
                 type(value) is type(default),
-                {bool: "True or False", int: "an integer"}[type(default)],
+                {bool: "True or False", int: "an integer", str: "a text"}[type(default)],
             )
         if not good:
             raise InputTypeError(
@@ -235,6 +240,10 @@ class Recipe:
         _require(
             0 < self.valid_fraction < 1,
             f"valid_fraction={self.valid_fraction} is no share; give one between 0 and 1",
+        )
+        _require(
+            self.split in SPLITS,
+            f"split={self.split[:60]!r} is no way to split; give one of {', '.join(SPLITS)}",
         )
         _require(
             0 <= self.head_dropout < 1,

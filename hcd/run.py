@@ -11,6 +11,7 @@ import torch
 from nbclient.exceptions import DeadKernelError
 
 from .dataset.opened import open_dataset, refuse_data_places
+from .dataset.slides import read_slides
 from .disk.whole import read_json
 from .errors import InputError, Refused
 from .learner import check_machine
@@ -134,12 +135,13 @@ def _failure(error, output):
 def _new_run(options):
     """Check what the notebook will check too, before a kernel starts or a folder is made; yield the
     folder and its record. Where the notebook turns it down after all, nothing of it is left."""
-    for given in (options.data, options.output):
+    for given in (options.data, options.output, options.slides):
         _require_utf8(given or "")
     changes = recipe_changes(options)
     recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
     dataset = open_dataset(options.data) if options.data else None
     fingerprint = dataset.fingerprint if dataset else None
+    _check_slides(options.slides, recipe, dataset)
     check_machine(recipe, options.device)
     existed = bool(options.output) and Path(options.output).is_dir()
     if options.output:
@@ -153,6 +155,7 @@ def _new_run(options):
         "device": options.device,
         "remove_outliers": options.remove_outliers,
         "back_to_stage1": options.back_to_stage1,
+        "slides_file": str(Path(options.slides).resolve()) if options.slides else "",
     }
     if dataset:
         _tell_no_test(dataset)
@@ -162,6 +165,17 @@ def _new_run(options):
         except Refused:
             remove_run(output, keep_folder=existed)
             raise
+
+
+def _check_slides(path, recipe, dataset):
+    """Turn down a table of slides that the notebook would turn down, or that it cannot use."""
+    if dataset is not None:
+        read_slides(path, dataset, recipe)
+    elif path or recipe.split == "slides":
+        raise InputError(
+            f"{'--slides' if path else '--split slides'} is for a data set of your own, and the"
+            " synthetic sample has no slides; give --data too"
+        )
 
 
 def _require_utf8(name):
@@ -202,12 +216,17 @@ def _resumed_run(options):
             )
         if options.data:  # it may have moved
             parameters["data_folder"] = str(Path(options.data).resolve())
+        if options.slides:
+            parameters["slides_file"] = str(Path(options.slides).resolve())
+        recipe = Recipe.from_stored(record["recipe"])
         if parameters["data_folder"]:
-            _require_same_data(output, record, open_dataset(parameters["data_folder"]))
+            dataset = open_dataset(parameters["data_folder"])
+            _require_same_data(output, record, dataset)
+            _check_slides(parameters["slides_file"], recipe, dataset)
         for name, value in (("num_workers", options.workers), ("device", options.device)):
             if value is not None:
                 parameters[name] = value
-        check_machine(Recipe.from_stored(record["recipe"]), parameters["device"])
+        check_machine(recipe, parameters["device"])
         _tell_threads(record)
         yield output, record
 

@@ -13,9 +13,10 @@ import matplotlib.pyplot as plt
 from fastai.metrics import accuracy
 from fastai.train import ClassificationInterpretation
 
-from .data import make_databunch, stratified_split
+from .data import make_databunch
 from .dataset.opened import open_dataset, pixel_digests
 from .dataset.sample import make_sample
+from .dataset.slides import read_slides
 from .disk.whole import StrPath, write_json
 from .engine.device import set_rng_seed
 from .evaluate import score_predictions
@@ -24,12 +25,13 @@ from .gradcam import get_heatmap, hooked_backward
 from .learner import check_machine, get_learner
 from .overview import choose_patches, plot_heatmap_overview, plot_overview
 from .plots import plot_draws, plot_outliers, plot_patches, plot_prediction, plot_roc, plot_sweep
-from .predict import predict_tta, write_submission
+from .predict import predict_tta, write_submission, write_validation
 from .reader import read_cropped_image, read_image
 from .recipe import Recipe
 from .runs.checkpoint import Checkpoints
 from .runs.folder import prepare_output
 from .runs.tidy import tidy_run
+from .split import split_dataset
 from .stats import channel_statistics
 from .sweep import sweep_weight_decay
 
@@ -42,6 +44,7 @@ class Run:
     output: Path
     dataset: Any
     checkpoints: Checkpoints
+    slides: Any = None
     data: Any = None
     learner: Any = None
     interp: Any = None
@@ -63,6 +66,7 @@ def run_walkthrough(
     remove_outliers: bool = False,
     back_to_stage1: bool = False,
     resume: bool = False,
+    slides_file: StrPath = "",
 ) -> dict:
     """Run the whole walkthrough, and return what it comes to.
 
@@ -75,6 +79,7 @@ def run_walkthrough(
         remove_outliers: drop the too dark and too bright patches before the split (In 10).
         back_to_stage1: go on with the stage-1 model (In 29).
         resume: go on with the interrupted run in output_folder.
+        slides_file: see `read_slides`.
     Returns:
         the metrics, as they stand in metrics.json.
     Raises:
@@ -83,7 +88,7 @@ def run_walkthrough(
     Source: In 1 to In 45.
     """
     recipe = recipe or (Recipe() if str(data_folder) else Recipe.sample())
-    run = begin(data_folder, recipe, output_folder, device, resume)
+    run = begin(data_folder, recipe, output_folder, device, resume, slides_file)
     statistics = look(run)
     outliers = statistics.too_dark + statistics.too_bright
     split(run, outliers if remove_outliers else [], num_workers, device)
@@ -96,15 +101,16 @@ def run_walkthrough(
     return run.metrics
 
 
-def begin(data_folder, recipe, output_folder, device=None, resume=False) -> Run:
+def begin(data_folder, recipe, output_folder, device=None, resume=False, slides_file="") -> Run:
     """Check everything that can be checked at once: In 1."""
     output = prepare_output(output_folder, resume=resume)
     check_machine(recipe, device)
     set_rng_seed(recipe.rng_seed)
     dataset = open_dataset(data_folder) if str(data_folder) else make_sample(output / "data")
+    slides = read_slides(slides_file, dataset, recipe)
     pixels = pixel_digests(dataset.train_paths + dataset.test_paths, recipe)
     checkpoints = Checkpoints(output / "checkpoints", recipe, dataset, resume, pixels)
-    return Run(recipe, output, dataset, checkpoints)
+    return Run(recipe, output, dataset, checkpoints, slides)
 
 
 def look(run: Run):
@@ -134,9 +140,8 @@ def look(run: Run):
 def split(run: Run, outliers=(), num_workers=None, device=None) -> None:
     """Split what is left without the outliers, and build the databunch: In 10 to In 15."""
     run.dataset = run.dataset.without(outliers)
-    labels, recipe = run.dataset.labels["label"], run.recipe
-    _, valid_idx = stratified_split(labels, recipe.valid_fraction, recipe.rng_seed)
-    run.data = make_databunch(run.dataset, recipe, valid_idx, num_workers, device)
+    _, valid_idx = split_dataset(run.dataset, run.recipe, run.slides)
+    run.data = make_databunch(run.dataset, run.recipe, valid_idx, num_workers, device)
     repr(run.data)  # In 14 shows it, which reads a few patches and draws for them
     run.data.show_batch(rows=2, figsize=(5, 5))
     plt.close()
@@ -184,6 +189,7 @@ def _note_stage(run: Run, stage: str) -> None:
 def validate(run: Run, statistics) -> None:
     """Score and look at the validation patches: In 30 to In 38."""
     probabilities, targets = run.learner.get_preds(with_loss=True)[:2]
+    write_validation(run.output / "validation.csv", run.learner, probabilities)
     choose_patches(run.interp)
     plt.close(plot_overview(run.interp))
     image, category = run.data.valid_ds[0]
@@ -195,6 +201,7 @@ def validate(run: Run, statistics) -> None:
     run.metrics = {
         "data_fingerprint": run.dataset.fingerprint,
         "patches": len(run.dataset.labels),
+        "split": run.recipe.split,
         "mean": statistics.mean,
         "std": statistics.std,
         **run.metrics,
@@ -226,7 +233,7 @@ def predict(run: Run) -> None:
 def deploy(run: Run) -> None:
     """Save the model for another machine and try it on one patch: In 43 to In 45."""
     measured = ("stage1", "stage2", "valid_accuracy", "valid_auc")
-    splits = dict.fromkeys(measured, "random")
+    splits = dict.fromkeys(measured, run.recipe.split)
     digest = run.dataset.fingerprint
     folder = save_bundle(run.learner, run.output / "model", run.metrics, digest, splits)
     shown = run.data.valid_ds if run.dataset.no_test else run.data.test_ds

@@ -1,6 +1,7 @@
 """What the tests share: a small synthetic data set, a databunch and a learner on it."""
 
 import dataclasses
+import hashlib
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # before anything imports matplotlib, and for the processes that tests start
@@ -18,6 +20,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import hcd  # noqa: E402
 import hcd.engine.compat  # noqa: E402, F401  before a test imports fastai, which warns of its age unless hcd has imported it quietly
 from hcd.cli import main  # noqa: E402
+from hcd.disk.images import encode_tiff  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 REMEDY = re.compile(
@@ -93,6 +96,38 @@ def packed_root(sample, tmp_path_factory):
     root = shutil.copytree(sample.root, tmp_path_factory.mktemp("packed") / "data")
     hcd.pack_dataset(root, progress=False)
     return root
+
+
+@pytest.fixture(scope="session")
+def cut_slides():
+    """Function (root, slides=6, across=False) that writes a data set of overlapping patches, cut
+    out of made-up slides, with slides.csv, and returns it with {id: slide}; `across` has the test
+    patches cut from the slides of the labelled ones."""
+    return _cut_slides
+
+
+def _cut_slides(root, slides=6, across=False):
+    rng = np.random.default_rng(7)
+    found: dict = {"train": {}, "test": {}}
+    for number in range(slides + 2):
+        side = "train" if number < slides else "test"
+        if side == "train" or not across:
+            tissue = rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)
+        (root / side).mkdir(parents=True, exist_ok=True)
+        for y, x in np.unique(rng.integers(0, 19, (12, 2)), axis=0) * 16:
+            patch = np.ascontiguousarray(tissue[y : y + 96, x : x + 96])
+            patch_id = hashlib.sha1(patch.tobytes()).hexdigest()
+            if patch_id not in found["train"]:
+                (root / side / f"{patch_id}.tif").write_bytes(encode_tiff(patch))
+                found[side][patch_id] = f"slide_{number}"
+    tables = {"train_labels.csv": "train", "sample_submission.csv": "test"}
+    for table, side in tables.items():
+        rows = [f"{patch_id},{int(patch_id[0] in '01234567')}" for patch_id in found[side]]
+        (root / table).write_text("\n".join(["id,label", *rows, ""]))
+    named = {**found["train"], **found["test"]}
+    rows = [f"{patch_id},{slide}" for patch_id, slide in named.items()]
+    (root / "slides.csv").write_text("\n".join(["id,wsi", *rows, ""]))
+    return hcd.open_dataset(root), named
 
 
 @pytest.fixture

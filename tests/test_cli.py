@@ -278,6 +278,7 @@ def test_run_passes_the_settings_on(notebook, sample, tmp_path, capfd):
         "device": "cpu",
         "remove_outliers": True,
         "back_to_stage1": True,
+        "slides_file": "",
     }
     json.dumps(parameters)  # papermill writes them into the notebook
     printed = capfd.readouterr().out
@@ -302,6 +303,7 @@ def test_run_alone_changes_nothing_and_makes_a_folder_of_its_own(notebook, tmp_p
         "device": None,
         "remove_outliers": False,
         "back_to_stage1": False,
+        "slides_file": "",
     }
 
 
@@ -854,3 +856,21 @@ def test_the_command_to_go_on_with_takes_any_name(notebook, tmp_path, capfd):
     notebook.error = KeyboardInterrupt()
     assert main(["run", "--output=-x"]) == 130
     assert capfd.readouterr().err.endswith("hcd run --resume=-x\n")
+
+
+def test_slides_are_checked_before_a_run_begins(notebook, sample, cut_slides, tmp_path, capfd):
+    """Neither a folder nor a kernel is started for a table that cannot be used."""
+    dataset, _ = cut_slides(tmp_path / "data")
+    table = dataset.root / "slides.csv"
+    output = ["--output", str(tmp_path / "run")]
+    for flags, words in [
+        (["--slides", str(table)], "give --data"),
+        (["--split", "slides"], "give --data"),
+        (["--split", "patients"], "split='patients'"),
+        (["--data", str(sample.root), "--split", "slides"], "holds no slides.csv"),
+        (["--data", str(sample.root), "--slides", str(table)], "is none of"),
+        (["--data", str(sample.root), "--slides", str(tmp_path / "no.csv")], "no.csv is missing"),
+        (["--data", str(sample.root), "--slides", ""], '--slides "" names nothing'),
+    ]:
+        refused(capfd, ["run", *flags, *output], words)
+        assert not (tmp_path / "run").exists()

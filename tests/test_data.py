@@ -1,5 +1,4 @@
-"""The split equals sklearn's; the databunch hands out the right patches, normalised, in the right
-order."""
+"""The databunch hands out the right patches, normalised, in the right order."""
 
 import os
 import random
@@ -12,12 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from fastai.basic_data import DatasetType
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.model_selection import train_test_split
 
 import hcd
-from hcd import Recipe, make_databunch, read_cropped_image, stratified_split
+from hcd import Recipe, make_databunch, read_cropped_image
 from hcd.data import CroppedImageList
 from hcd.engine.device import (
     FILES_A_WORKER,
@@ -25,83 +21,6 @@ from hcd.engine.device import (
     find_device,
     require_room_for_workers,
 )
-
-# split
-
-
-@pytest.mark.parametrize("rng_seed", [0, 1, 77, 2**32 - 1])
-def test_split_equals_the_walkthroughs_call(sample, rng_seed):
-    labels = sample.labels["label"]
-    _, _, train, valid = train_test_split(
-        sample.labels["id"],
-        range(len(labels)),
-        test_size=0.1,
-        stratify=labels,
-        random_state=rng_seed,
-    )
-    train_idx, valid_idx = stratified_split(labels, rng_seed=rng_seed)
-    assert train_idx.tolist() == train and valid_idx.tolist() == valid
-    assert (
-        stratified_split(labels.tolist(), 0.1, np.random.RandomState(rng_seed))[1].tolist() == valid
-    )
-
-
-def test_split_without_a_seed_draws_anew_from_numpys_generator():
-    labels = np.arange(2000) % 2
-    state = np.random.get_state()
-    first, second = stratified_split(labels)[1], stratified_split(labels)[1]
-    assert first.tolist() != second.tolist()
-    np.random.set_state(state)
-    assert stratified_split(labels)[1].tolist() == first.tolist()
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 300), st.integers(0, 300), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
-def test_split_is_disjoint_complete_and_stratified_within_one_or_refused(
-    negatives, positives, fraction, rng_seed
-):
-    labels = np.random.default_rng(rng_seed).permutation(np.repeat([0, 1], [negatives, positives]))
-    n_valid, shares = (
-        int(np.ceil(fraction * len(labels))),
-        fraction * np.array([negatives, positives]),
-    )
-    try:
-        train, valid = stratified_split(labels, fraction, rng_seed)
-    except ValueError as error:
-        assert "each side needs both labels" in str(error)
-        # then one side's fair share of a label is below about one patch
-        assert min(shares) < 1.5 or min(np.array([negatives, positives]) - shares) < 1.5
-        return
-    assert sorted([*train, *valid]) == list(range(len(labels))) and len(valid) == n_valid
-    exact = n_valid * np.array([negatives, positives]) / len(labels)
-    assert np.abs(np.bincount(labels[valid], minlength=2) - exact).max() < 1
-    assert all(set(labels[side]) == {0, 1} for side in (train, valid))
-    assert train.dtype.kind == valid.dtype.kind == "i"
-    assert stratified_split(labels, fraction, rng_seed)[1].tolist() == valid.tolist()
-
-
-@pytest.mark.parametrize(
-    "labels, fraction, words",
-    [
-        ([0, 1] * 20, 0, "valid_fraction=0"),
-        ([0, 1] * 20, 1, "valid_fraction=1"),
-        ([0, 1] * 20, -0.1, "valid_fraction=-0.1"),
-        ([0, 1] * 20, float("nan"), "valid_fraction=nan"),
-        ([], 0.1, "0 labels"),
-        ([0] * 40, 0.1, "{0: 40}"),
-        ([0] * 39 + [1], 0.1, "{0: 39, 1: 1}"),
-        ([0, 1] * 5, 0.1, "10 labels"),
-        ([0, 1] * 5, 0.95, "10 labels"),
-        ([0] * 98 + [1] * 2, 0.1, "{0: 98, 1: 2}"),
-        ([0] * 98 + [1] * 2, 0.9, "{0: 98, 1: 2}"),
-    ],
-)
-def test_a_split_that_leaves_a_side_without_a_label_is_refused(refused, labels, fraction, words):
-    with refused(ValueError, words):
-        stratified_split(labels, fraction, 0)
-
-
-# databunch
 
 
 @pytest.fixture(scope="module")

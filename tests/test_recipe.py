@@ -38,6 +38,7 @@ WALKTHROUGH = {  # written down from the walkthrough's cells, not from hcd
     "tta_passes": 12,
     "rng_seed": None,
     "fast": False,  # ours, and off
+    "split": "random",  # what the walkthrough does; the others are ours
 }
 
 
@@ -155,6 +156,7 @@ LIMITS = [  # field, the last admissible values, the first that are not
     ("finetune_epochs", (1,), (0,)),
     ("tta_passes", (1,), (0,)),
     ("valid_fraction", (1e-9, 0.999), (0, 1, -0.1, 1.5)),
+    ("split", ("random", "islands", "slides"), ("", "Random", "patients")),
     ("head_dropout", (0, 0.99), (1, -0.1)),
     ("mean", ((0, 0, 0),), ((0.5, 0.5), ())),
     ("std", ((1e-9,) * 3,), ((0, 1, 1), (1, 1, 1, 1))),

@@ -51,7 +51,7 @@ ORDER = [
     "learner predict",
     "dataset export sweep",
     "data",
-    "deploy evidence",
+    "deploy evidence split",
     "walkthrough run",
     "cli",
 ]

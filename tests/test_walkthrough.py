@@ -1,9 +1,11 @@
 """run_walkthrough is the notebook's twin: the same metrics and the same submission, to the bit."""
 
+import dataclasses
 import json
 import shutil
 
 import nbformat
+import pandas as pd
 import pytest
 
 import hcd
@@ -20,7 +22,7 @@ def twin_folder(sample, run_recipe, tmp_path_factory):
 
 
 def assert_one_result(notebook, twin, *more):
-    for name in ("metrics.json", "model/model.safetensors", *more):
+    for name in ("metrics.json", "validation.csv", "model/model.safetensors", *more):
         assert (twin / name).read_bytes() == (notebook / name).read_bytes(), name
 
 
@@ -37,6 +39,37 @@ def test_without_outliers_and_back_at_stage_1_they_come_to_one_result(
     options = {"remove_outliers": True, "back_to_stage1": True}
     hcd.run_walkthrough(sample.root, run_recipe, twin, num_workers=0, device="cpu", **options)
     assert_one_result(notebook, twin, "squeezenet1_1_submission.csv")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("split", ["islands", "slides"])
+def test_a_grouped_split_comes_to_one_result_and_stands_on_the_card(
+    split, cut_slides, run_recipe, run_notebook, tmp_path
+):
+    dataset, slides = cut_slides(tmp_path / "data", slides=8)
+    table = shutil.move(dataset.root / "slides.csv", tmp_path / "map.csv")
+    recipe = dataclasses.replace(run_recipe, split=split, valid_fraction=0.25)
+    notebook, twin = tmp_path / "notebook", tmp_path / "twin"
+    more = ["--slides", str(table)] if split == "slides" else []
+    run_notebook(dataset.root, recipe, notebook, *more)
+    options = {"num_workers": 0, "device": "cpu", "slides_file": more[1] if more else ""}
+    metrics = hcd.run_walkthrough(dataset.root, recipe, twin, **options)
+    assert_one_result(notebook, twin)
+    assert metrics["split"] == split
+    card = hcd.load_bundle(notebook / "model").card
+    assert set(card["splits"].values()) == {split} and "same slides" not in card["limits"]
+    valid = pd.read_csv(notebook / "validation.csv")["id"]
+    train = dataset.labels["id"][~dataset.labels["id"].isin(valid)]
+    groups = slides if split == "slides" else _islands(dataset)
+    assert not {groups[name] for name in valid} & {groups[name] for name in train}
+    assert json.loads((notebook / "run.json").read_text())["parameters"]["slides_file"] == (
+        str(table) if more else ""
+    )
+
+
+def _islands(dataset):
+    overlaps = hcd.find_overlaps(dataset.train_paths, progress=False)
+    return dict(zip(overlaps.ids, overlaps.islands.tolist()))
 
 
 @pytest.fixture

@@ -29,45 +29,47 @@ def table_file(root: Path, name: str) -> Path:
     return packed if packed.is_file() and not (root / name).exists() else root / name
 
 
-def read_table(path):
-    """Read a CSV's columns id and label as text, whatever its rows hold; `row_faults` says what is
-    wrong with them. One that ends in .gz is decompressed.
+def read_table(path, value="label"):
+    """Read a CSV's columns id and label, or id and another one, as text, whatever its rows hold;
+    `row_faults` says what is wrong with them. One that ends in .gz is decompressed.
 
     pandas would fill short rows, shift long ones and rename a column that stands twice, all in
     silence.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; the data folder must hold {LAYOUT}")
+        remedy = f"the data folder must hold {LAYOUT}" if value == "label" else "name another file"
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
     if path.stat().st_size > MOST_TABLE_BYTES:
         raise InputError(
             f"{path} has {path.stat().st_size} bytes; a table has at most {MOST_TABLE_BYTES},"
             " restore it from the data set"
         )
-    ids, labels = [], []
+    ids, values = [], []
     try:
         with _opened(path) as file:
             rows = _table_rows(file)
             header = next(rows)
-            if header.count("id") == header.count("label") == 1:
-                id_at, label_at = header.index("id"), header.index("label")
+            if header.count("id") == header.count(value) == 1:
+                id_at, value_at = header.index("id"), header.index(value)
+                as_whole = AS_WHOLE if value == "label" else {}
                 for row in rows:
                     ids.append(row[id_at])
-                    labels.append(AS_WHOLE.get(row[label_at], row[label_at]))
+                    values.append(as_whole.get(row[value_at], row[value_at]))
     except (ValueError, csv.Error) as error:
         raise InputError(
-            f"{path} is no CSV table with the header id,label ({error}); restore it from the"
+            f"{path} is no CSV table with the header id,{value} ({error}); restore it from the"
             " data set"
         ) from error
-    for column in ("id", "label"):
+    for column in ("id", value):
         if header.count(column) != 1:
             raise InputError(
                 f"{path} has the columns {repr(header)[:100]} but"
                 f" {'no' if column not in header else 'more than one'} {column!r}; the header must"
-                " be id,label"
+                f" be id,{value}"
             )
     if not ids:
         raise InputError(f"{path} has a header but no rows; restore it from the data set")
-    return pd.DataFrame({"id": ids, "label": labels})
+    return pd.DataFrame({"id": ids, value: values})
 
 
 def _opened(path):
@@ -136,9 +138,9 @@ def id_array(ids):
     return np.fromiter(map(str.encode, ids), f"S{width}", len(ids))
 
 
-def read_ids(path):
-    """Read a table whose ids are given, and given once; its labels may be anything."""
-    table = read_table(path)
+def read_ids(path, value="label"):
+    """Read a table whose ids are given, and given once; its other column may be anything."""
+    table = read_table(path, value)
     if _are_sound(table["id"]):
         return table
     for fault, (_, rows) in row_faults(table, ["id"]).items():

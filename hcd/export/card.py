@@ -24,9 +24,16 @@ INTENDED_USE = (
 )
 LIMITS = (
     "Not a medical device and not validated for diagnosis. It judges single patches, not slides or"
-    " patients. Validation patches come from the same slides as training patches, so the validation"
-    " AUC is higher than on new slides; other scanners, stains and tissues were not tested."
+    " patients. {split}; other scanners, stains and tissues were not tested."
 )
+SPLITS = {
+    "random": "Validation patches come from the same slides as training patches, so the validation"
+    " AUC is higher than on new slides",
+    "islands": "Validation patches share no tissue with training patches, but may come from their"
+    " slides, so the validation AUC is higher than on new slides",
+    "slides": "Validation patches come from other slides than training patches, of the same"
+    " laboratories",
+}
 
 
 def _is_text(value):
@@ -77,8 +84,8 @@ def make_card(
         recipe: what the model was trained by. weights_sha256: hex digest of the weights file.
         metrics: numbers, texts, and lists and dicts of them. data_fingerprint: see
             `Dataset.fingerprint`.
-        splits: for each metric that was measured on a split of its own, its kind: "random" where
-            patches of one slide may lie on both sides, "other slides" where they do not.
+        splits: for each metric that was measured on a split of its own, its kind: see
+            `Recipe.split`, or "other slides" for a test set.
         license: of the model, such as "CC-BY-4.0".
     Returns:
         card: dict of the fields of RULES; content: its JSON as bytes.
@@ -103,7 +110,7 @@ def make_card(
         "splits": splits or {},
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "intended_use": INTENDED_USE,
-        "limits": LIMITS,
+        "limits": LIMITS.format(split=SPLITS[recipe.split]),
     }
     try:
         # numpy's numbers are floats too

@@ -29,7 +29,9 @@ PARAMETERS = {
     "device": (str, type(None)),
     "remove_outliers": (bool,),
     "back_to_stage1": (bool,),
+    "slides_file": (str,),
 }  # of the notebook's first cell
+ADDED = {"slides_file": ""}  # what older records lack
 
 
 def start_record(output, recipe, parameters, data_fingerprint=None):
@@ -111,6 +113,8 @@ def _check(record):
     if record["format"] != FORMAT:
         raise InputError(f"its format is {record['format']!r}")
     parameters = record["parameters"]
+    if isinstance(parameters, dict):
+        parameters = record["parameters"] = {**ADDED, **parameters}
     if parameters.keys() != PARAMETERS.keys():
         raise InputError(f"its parameters are {', '.join(map(repr, parameters))}")
     for name, kinds in PARAMETERS.items():

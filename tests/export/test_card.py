@@ -15,6 +15,7 @@ from hcd.export.card import (
     MOST_BYTES,
     RULES,
     SPACING_UM_PX,
+    SPLITS,
     card_notes,
     make_card,
     read_card,
@@ -84,7 +85,10 @@ def test_recipe_and_fields_come_back(back, recipe):
     assert (card["metrics"], card["splits"]) == (metrics, splits)
     assert card["weights_sha256"] == SHA
     assert (card["data_fingerprint"], card["license"]) == ("ab12", "CC-BY-4.0")
-    assert (card["intended_use"], card["limits"]) == (INTENDED_USE, LIMITS)
+    assert (card["intended_use"], card["limits"]) == (
+        INTENDED_USE,
+        LIMITS.format(split=SPLITS["random"]),
+    )
     assert time.strptime(card["created"], "%Y-%m-%dT%H:%M:%S%z")
 
 
@@ -176,7 +180,7 @@ def test_notes_name_what_a_reader_must_know(back):
     card, _ = back(make_card(Recipe(), SHA, metrics, "ab12", splits, "CC-BY-4.0")[1])
     lines = card_notes(card).split("\n")
     assert lines[0] == "# densenet169, negative / tumour"
-    assert INTENDED_USE in lines and f"**Limits.** {LIMITS}" in lines
+    assert INTENDED_USE in lines and f"**Limits.** {card['limits']}" in lines
     assert "- licence: CC-BY-4.0" in lines and "- data: ab12" in lines
     assert f"- weights: SHA-256 {SHA}" in lines and f"- saved: {card['created']}" in lines
     (size,) = [line for line in lines if line.startswith("- input: ")]

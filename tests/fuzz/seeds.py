@@ -178,6 +178,7 @@ def make_record(folder):
         "device": "cpu",
         "remove_outliers": False,
         "back_to_stage1": True,
+        "slides_file": "",
     }
     start_record(folder, hcd.Recipe(**changes), parameters, "ab12")
     return (folder / "run.json").read_bytes()

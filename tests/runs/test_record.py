@@ -17,6 +17,7 @@ PARAMETERS = {
     "device": None,
     "remove_outliers": False,
     "back_to_stage1": False,
+    "slides_file": "",
 }
 
 
