@@ -22,6 +22,12 @@ from .errors import InputError as InputError
 from .evaluate import score_predictions as score_predictions
 from .evidence.audit import AuditReport as AuditReport
 from .evidence.audit import audit_dataset as audit_dataset
+from .evidence.colour import colour_baseline as colour_baseline
+from .evidence.intervals import ClusteredAUC as ClusteredAUC
+from .evidence.intervals import Estimate as Estimate
+from .evidence.intervals import clustered_auc as clustered_auc
+from .evidence.intervals import clustered_difference as clustered_difference
+from .evidence.intervals import clustered_rates as clustered_rates
 from .evidence.overlap import Overlaps as Overlaps
 from .evidence.overlap import find_overlaps as find_overlaps
 from .evidence.overlap import leaked_share as leaked_share
