@@ -29,6 +29,13 @@ _MODULES = {
     "engine.device": ("set_rng_seed",),
     "errors": ("InputError",),
     "evidence.audit": ("AuditReport", "audit_dataset"),
+    "evidence.calibration": (
+        "Calibration",
+        "Temperature",
+        "calibration",
+        "fit_temperature",
+        "with_temperature",
+    ),
     "evidence.colour": ("colour_baseline",),
     "evidence.intervals": (
         "ClusteredAUC",
@@ -48,6 +55,7 @@ _MODULES = {
         "plot_outliers",
         "plot_patches",
         "plot_prediction",
+        "plot_reliability",
         "plot_roc",
         "plot_sweep",
     ),

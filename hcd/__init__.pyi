@@ -22,6 +22,11 @@ from .errors import InputError as InputError
 from .evaluate import score_predictions as score_predictions
 from .evidence.audit import AuditReport as AuditReport
 from .evidence.audit import audit_dataset as audit_dataset
+from .evidence.calibration import Calibration as Calibration
+from .evidence.calibration import Temperature as Temperature
+from .evidence.calibration import calibration as calibration
+from .evidence.calibration import fit_temperature as fit_temperature
+from .evidence.calibration import with_temperature as with_temperature
 from .evidence.colour import colour_baseline as colour_baseline
 from .evidence.intervals import ClusteredAUC as ClusteredAUC
 from .evidence.intervals import Estimate as Estimate
@@ -47,6 +52,7 @@ from .plots import plot_draws as plot_draws
 from .plots import plot_outliers as plot_outliers
 from .plots import plot_patches as plot_patches
 from .plots import plot_prediction as plot_prediction
+from .plots import plot_reliability as plot_reliability
 from .plots import plot_roc as plot_roc
 from .plots import plot_sweep as plot_sweep
 from .predict import predict_tta as predict_tta

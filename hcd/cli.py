@@ -75,7 +75,7 @@ def predict(options) -> int:
     rows, bad = [("path", "label", "probability")], 0
     for image in _images(options.images):
         try:
-            found = predict_image(bundle, image)
+            found = predict_image(bundle, image, options.calibrated)
         except (InputError, OSError) as error:  # one of many; the others have their answers
             _tell(error)
             bad += 1
@@ -218,6 +218,7 @@ def _add_predict(commands):
         help="96 x 96 px RGB image file, a folder of them, or - for a list on standard input",
     )
     add("--csv", metavar="FILE", help="write the lines to this CSV file too")
+    add("--calibrated", action="store_true", help="apply the temperature on the model's card")
 
 
 def _add_check(commands):

@@ -63,6 +63,7 @@ def save_bundle(
     data_fingerprint: str | None = None,
     splits: dict | None = None,
     license: str = "unspecified",
+    temperature: float | None = None,
 ) -> Path:
     """Write a learner's model as weights and a card that run no code when loaded.
 
@@ -71,6 +72,7 @@ def save_bundle(
         folder: gets model.safetensors, card.json and README.md; made when missing.
         metrics: numbers to put on the card, such as the validation AUC. data_fingerprint: see
             `Dataset.fingerprint`. splits, license: see `make_card`.
+        temperature: that calibrates its probabilities, see `fit_temperature`.
     Returns:
         Path of the folder.
     Raises:
@@ -86,8 +88,9 @@ def save_bundle(
     Source: In 43.
     """
     recipe, weights = _savable(learner)
+    digest = hashlib.sha256(weights).hexdigest()
     card, content = make_card(
-        recipe, hashlib.sha256(weights).hexdigest(), metrics, data_fingerprint, splits, license
+        recipe, digest, metrics, data_fingerprint, splits, license, temperature
     )
     folder = writable_folder(folder)
     pending = _pending(folder, card)
@@ -216,17 +219,20 @@ def load_bundle(folder: StrPath) -> Bundle:
     return Bundle(model.eval(), recipe, card)
 
 
-def predict_image(bundle: Bundle, path: Any) -> Prediction:
+def predict_image(bundle: Bundle, path: Any, calibrated: bool = False) -> Prediction:
     """Predict one image file with a loaded model: centre crop, no augmentation.
 
     Args:
         bundle: see `load_bundle`.
         path: an 8-bit RGB patch of the size that the recipe names, 96 x 96 px.
+        calibrated: divide the logits by the temperature on the model's card, which leaves the class
+            as it is.
     Returns:
         Prediction.
     Raises:
-        FileNotFoundError, InputError: no such file, no such patch, or a model whose answer is no
-            number. InputTypeError: no Bundle, or pixels or bytes where a path belongs.
+        FileNotFoundError, InputError: no such file, no such patch, no temperature on the card, or a
+            model whose answer is no number. InputTypeError: no Bundle, or pixels or bytes where a
+            path belongs.
 
     CHANGED C9: the walkthrough crops 68 px and divides by 256 here; this is the crop and scale that
         the model was trained on.
@@ -249,6 +255,7 @@ def predict_image(bundle: Bundle, path: Any) -> Prediction:
             "the bundle's model is in training mode or has no weights; load it again with"
             " load_bundle, or call bundle.model.eval()"
         )
+    temperature = _temperature(bundle) if calibrated else 1
     recipe = bundle.recipe.plain()
     # leaves the generators of the caller alone
     crop = augment(read_patch(path, recipe), recipe, random.Random(0))
@@ -265,13 +272,23 @@ def predict_image(bundle: Bundle, path: Any) -> Prediction:
             f"{path}: the model cannot take crops of {recipe.crop_size} px ({reason}); restore its"
             " card, or train with a larger crop_size"
         ) from error
-    probability = float(torch.softmax(logits.double(), 1)[0, 1])
+    probability = float(torch.softmax(logits.double() / temperature, 1)[0, 1])
     if not math.isfinite(probability):
         raise InputError(
             f"{path}: the model's answer is not a number; its weights or the card's std are"
             " unusable, save it again"
         )
     return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
+
+
+def _temperature(bundle):
+    temperature = bundle.card.get("temperature")
+    if temperature is None:
+        raise InputError(
+            "the model's card has no temperature to calibrate by; fit one with fit_temperature and"
+            " give it to save_bundle, or predict with calibrated=False"
+        )
+    return temperature
 
 
 def load_export(path: StrPath, trust: bool = False, recipe: Recipe | None = None) -> Learner:

@@ -12,10 +12,18 @@ from ..engine.compat import library_versions
 from ..errors import InputError
 from ..recipe import Recipe
 
-FORMAT = "hcd-model-2"
+FORMAT = "hcd-model-3"
 SPACING_UM_PX = 0.972  # micrometres a pixel of the competition's patches
 # what cards of older formats lack; tests/golden/old holds one, which must load for ever
-ADDED = {"hcd-model-1": {"spacing_um_px": SPACING_UM_PX, "license": "unspecified", "splits": {}}}
+ADDED: dict[str, dict] = {
+    "hcd-model-1": {
+        "spacing_um_px": SPACING_UM_PX,
+        "license": "unspecified",
+        "splits": {},
+        "temperature": None,
+    },
+    "hcd-model-2": {"temperature": None},
+}
 CLASSES = ["negative", "tumour"]
 MOST_BYTES = 1 << 20
 INTENDED_USE = (
@@ -64,6 +72,10 @@ RULES = {  # field: what it must be, and whether a value is that
         "an object of texts, by the names of metrics",
         lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
     ),
+    "temperature": (
+        "null or a number from 0.01 to 100",
+        lambda value: value is None or (_is_number(value) and 0.01 <= value <= 100),
+    ),
     "created": ("a text", _is_text),
     "intended_use": ("a text", _is_text),
     "limits": ("a text", _is_text),
@@ -77,6 +89,7 @@ def make_card(
     data_fingerprint: str | None = None,
     splits: dict | None = None,
     license: str = "unspecified",
+    temperature: float | None = None,
 ) -> tuple[dict, bytes]:
     """Write a model's card.
 
@@ -87,6 +100,7 @@ def make_card(
         splits: for each metric that was measured on a split of its own, its kind: see
             `Recipe.split`, or "other slides" for a test set.
         license: of the model, such as "CC-BY-4.0".
+        temperature: that calibrates its probabilities, see `fit_temperature`.
     Returns:
         card: dict of the fields of RULES; content: its JSON as bytes.
     Raises:
@@ -108,6 +122,7 @@ def make_card(
         "spacing_um_px": SPACING_UM_PX,
         "license": license,
         "splits": splits or {},
+        "temperature": temperature,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "intended_use": INTENDED_USE,
         "limits": LIMITS.format(split=SPLITS[recipe.split]),
@@ -168,6 +183,8 @@ def card_notes(card: dict) -> str:
         f"- {name}: {value} (split: {splits.get(name, 'not recorded')})"
         for name, value in card["metrics"].items()
     ]
+    value = card["temperature"]
+    temperature = [] if value is None else [f"- temperature that calibrates it: {value:.4g}"]
     size = f"{recipe['original_size']} x {recipe['original_size']} px"
     return "\n".join(
         [
@@ -176,6 +193,7 @@ def card_notes(card: dict) -> str:
             f"**Limits.** {card['limits']}\n",
             f"- input: {size} RGB at {card['spacing_um_px']} micrometres a px, centre"
             f" {recipe['crop_size']} px, mean {recipe['mean']}, std {recipe['std']}",
+            *temperature,
             f"- licence: {card['license']}",
             f"- saved: {card['created']}",
             f"- data: {card['data_fingerprint']}",

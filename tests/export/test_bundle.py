@@ -138,7 +138,7 @@ def test_predicting_leaves_random_generators_alone(saved, sample):
 def test_card_tells_all(saved, sample):
     card = read_json(saved)
     assert set(card) == set(RULES)
-    assert card["format"] == "hcd-model-2" and card["classes"] == ["negative", "tumour"]
+    assert card["format"] == "hcd-model-3" and card["classes"] == ["negative", "tumour"]
     assert card["recipe"]["arch"] == "squeezenet1_1" and card["recipe"]["crop_size"] == 90
     assert card["metrics"] == {"validation AUC": 0.987, "stage1": {"accuracy": 0.5}, "mean": [0.5]}
     assert card["data_fingerprint"] == "ab12"
@@ -151,6 +151,24 @@ def test_card_tells_all(saved, sample):
     ].startswith("4.")
     assert "Not a medical device" in card["limits"] and "same slides" in card["limits"]
     assert load_bundle(saved).card == card
+
+
+def test_the_temperature_on_the_card_calibrates(learner, sample, tmp_path, refused):
+    plain = load_bundle(save_bundle(learner, tmp_path / "plain"))
+    warm = load_bundle(save_bundle(learner, tmp_path / "warm", temperature=2.5))
+    assert "temperature that calibrates it: 2.5" in (tmp_path / "warm/README.md").read_text()
+    for name in sample.test_ids[:4]:
+        path = sample.test_path(name)
+        before, after = predict_image(warm, path), predict_image(warm, path, calibrated=True)
+        assert before == predict_image(plain, path)
+        wanted = hcd.with_temperature([before.probability], 2.5)[0]
+        assert abs(after.probability - wanted) < 1e-12 and after.label == before.label
+        assert after.probability != before.probability
+    with refused(InputError, "no temperature", "fit_temperature"):
+        predict_image(plain, path, calibrated=True)
+    with refused(InputError, "'temperature' is 0"):
+        save_bundle(learner, tmp_path / "cold", temperature=0)
+    assert not (tmp_path / "cold").exists()
 
 
 def test_the_card_says_spacing_licence_and_split(learner, tmp_path, refused):
@@ -247,7 +265,8 @@ def test_missing_field(folder, field):
 
 
 WRONG = {
-    "format": ["hcd-model-3", "hcd-model-0", 1, None, ["hcd-model-2"], "x" * 1000],
+    "temperature": [0, -1, 1000, "1.5", True, [1]],
+    "format": ["hcd-model-4", "hcd-model-0", 1, None, ["hcd-model-3"], "x" * 1000],
     "classes": [["tumour", "negative"], ["negative"], "negative", None, ["cat", "dog"]],
     "recipe": [None, [], "densenet169", {}, 3],
     "metrics": [None, [], "0.99"],
@@ -270,7 +289,7 @@ WRONG = {
 )
 def test_wrong_field(folder, field, value):
     write_json(folder, {**read_json(folder), field: value})
-    texts = {"format": "has format .* this hcd reads 'hcd-model-2'"}
+    texts = {"format": "has format .* this hcd reads 'hcd-model-3'"}
     if value == {} and field == "recipe":  # all defaults: densenet169
         texts["recipe"] = "bytes where the card's model needs"
     refused(folder, texts.get(field, f"field '{field}' is .* and not "))
@@ -329,7 +348,7 @@ def test_absurd_patch_size_builds_nothing_and_fits_no_patch(folder, sample):
         "[]",
         "null",
         "3",
-        '"hcd-model-2"',
+        '"hcd-model-3"',
         "[" * 100_000,
         '{"a":' * 100_000,
         "\ufeff{}",

@@ -57,6 +57,18 @@ def test_a_model_folder_answers_as_it_did(dataset):
         assert found == pytest.approx(probability, abs=1e-6)
 
 
+def test_a_card_of_format_2_answers_as_it_did(dataset, old):
+    """Made at b864281, of the same weights; it has no temperature yet."""
+    shutil.copyfile(old / "card_2.json", old / "model/card.json")
+    bundle = hcd.load_bundle(old / "model")
+    card = bundle.card
+    assert (card["temperature"], card["license"]) == (None, "CC0-1.0")
+    assert bundle.recipe == hcd.Recipe(**CHANGES) and bundle.recipe.split == "random"
+    name, probability = next(iter(ANSWERS["probabilities"].items()))
+    found = hcd.predict_image(bundle, dataset.test_path(name)).probability
+    assert found == pytest.approx(probability, abs=1e-6)
+
+
 def test_a_card_without_a_recipe_field_takes_its_default(old, refused):
     without(old / "model/card.json", "fast", "tta_passes")
     bundle = hcd.load_bundle(old / "model")
@@ -68,11 +80,11 @@ def test_a_card_without_a_recipe_field_takes_its_default(old, refused):
         hcd.load_bundle(old / "model")
 
 
-@pytest.mark.parametrize("format_", ["hcd-model-0", "hcd-model-3", None])
+@pytest.mark.parametrize("format_", ["hcd-model-0", "hcd-model-4", None])
 def test_a_card_of_another_format(old, refused, format_):
     card = json.loads((old / "model/card.json").read_text())
     (old / "model/card.json").write_text(json.dumps({**card, "format": format_}))
-    with refused(hcd.InputError, "card.json", repr(format_), "hcd-model-2"):
+    with refused(hcd.InputError, "card.json", repr(format_), "hcd-model-3"):
         hcd.load_bundle(old / "model")
 
 
