@@ -37,6 +37,7 @@ _MODULES = {
         "with_temperature",
     ),
     "evidence.colour": ("colour_baseline",),
+    "evidence.faithfulness": ("Faithfulness", "heatmap_faithfulness"),
     "evidence.intervals": (
         "ClusteredAUC",
         "Estimate",
@@ -47,7 +48,8 @@ _MODULES = {
     "evidence.overlap": ("Overlaps", "find_overlaps", "leaked_share"),
     "evaluate": ("score_predictions",),
     "export.bundle": ("load_bundle", "load_export", "predict_image", "save_bundle"),
-    "gradcam": ("get_heatmap", "grad_cam", "hooked_backward"),
+    "export.explain": ("explain_image",),
+    "gradcam": ("get_heatmap", "grad_cam", "hires_cam", "hooked_backward", "layer_cam"),
     "learner": ("check_machine", "get_learner"),
     "overview": ("choose_patches", "plot_heatmap_overview", "plot_overview"),
     "plots": (

@@ -28,6 +28,8 @@ from .evidence.calibration import calibration as calibration
 from .evidence.calibration import fit_temperature as fit_temperature
 from .evidence.calibration import with_temperature as with_temperature
 from .evidence.colour import colour_baseline as colour_baseline
+from .evidence.faithfulness import Faithfulness as Faithfulness
+from .evidence.faithfulness import heatmap_faithfulness as heatmap_faithfulness
 from .evidence.intervals import ClusteredAUC as ClusteredAUC
 from .evidence.intervals import Estimate as Estimate
 from .evidence.intervals import clustered_auc as clustered_auc
@@ -40,9 +42,12 @@ from .export.bundle import load_bundle as load_bundle
 from .export.bundle import load_export as load_export
 from .export.bundle import predict_image as predict_image
 from .export.bundle import save_bundle as save_bundle
+from .export.explain import explain_image as explain_image
 from .gradcam import get_heatmap as get_heatmap
 from .gradcam import grad_cam as grad_cam
+from .gradcam import hires_cam as hires_cam
 from .gradcam import hooked_backward as hooked_backward
+from .gradcam import layer_cam as layer_cam
 from .learner import check_machine as check_machine
 from .learner import get_learner as get_learner
 from .overview import choose_patches as choose_patches

@@ -17,6 +17,7 @@ from .gradcam import explain_item
 from .plots import Cell, plot_patch_grid
 
 CLASSES = ("Negative", "Tumour")
+TITLES = {"grad_cam": "Grad-CAM", "hires_cam": "HiResCAM", "layer_cam": "LayerCAM"}
 
 
 def choose_patches(
@@ -89,26 +90,28 @@ def plot_heatmap_overview(
     classes: Sequence[str] | None = None,
     rng: Any = random,
     ds_type: DatasetType | None = None,
+    method: str = "grad_cam",
+    size: int | None = None,
 ) -> Figure:
-    """Show the same kind of overview in grey, under the Grad-CAM heatmap of each patch's actual
-    class.
+    """Show the same kind of overview in grey, under the heatmap of each patch's actual class.
 
     Args:
-        interp, classes, rng, ds_type: see `plot_overview`.
+        interp, classes, rng, ds_type: see `plot_overview`. method, size: see `get_heatmap`.
     Returns:
         matplotlib Figure, 3 x 4 patches.
     Raises:
-        InputError: as `plot_overview`.
+        InputError: as `plot_overview` and `get_heatmap`.
 
     Source: In 35.
     """
     names, kind = _names(interp, classes), interpreted_set(interp, ds_type)
 
     def draw(i):
-        heatmap, gray = explain_item(interp.learn.model, interp.data, kind, i)
+        heatmap, gray = explain_item(interp.learn.model, interp.data, kind, i, method, size)
         return {"image": gray, "heatmap": heatmap}
 
-    return _plot(interp, names, rng, "Grad-CAM\nPredicted / Actual / Loss / Probability", draw)
+    title = f"{TITLES.get(method, method)}\nPredicted / Actual / Loss / Probability"
+    return _plot(interp, names, rng, title, draw)
 
 
 def _names(interp, classes):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hcd import get_heatmap, grad_cam, hooked_backward
+from hcd import get_heatmap, grad_cam, hires_cam, hooked_backward, layer_cam
+from hcd.gradcam import compute_map, find_layer
 from hcd.learner import build_model, build_shapes
 from hcd.recipe import Recipe
 
@@ -185,3 +186,90 @@ def test_gray_is_the_draw_that_was_explained(learner):
 def test_heatmap_of_a_patch_that_is_not_there(learner, index):
     with pytest.raises(IndexError, match=f"valid_index={index} .* give 0 to 14"):
         get_heatmap(learner, index)
+
+
+# the other methods, and maps of earlier layers
+
+
+def test_the_other_methods_by_hand():
+    activations, gradients = hooked_backward(two_layer_model(), BATCH, 1)
+    # channel 0: red times -1; channel 1: (-2 green) times 2
+    assert hires_cam(activations, gradients).tolist() == [[0, 0], [0, 0]]
+    assert layer_cam(activations, gradients).tolist() == [[0, 0], [0, 4]]
+    activations = torch.tensor([[[[1.0, 2]], [[-3, 4]]]])
+    gradients = torch.tensor([[[[5.0, -6]], [[1, 2]]]])
+    assert hires_cam(activations, gradients).tolist() == [[2, 0]]  # 5 - 3, and -12 + 8
+    assert layer_cam(activations, gradients).tolist() == [[2, 8]]
+
+
+def test_hires_cam_of_a_linear_head_is_the_logit_it_adds_up_to():
+    """The property that gives the method its name: the map sums up to the logit, here without
+    bias and all above 0."""
+    model = two_layer_model()
+    with torch.no_grad():
+        model[0].weight.abs_()
+        model[1][2].weight.abs_()
+        model[1][2].bias.zero_()
+    batch = BATCH.abs()
+    heatmap = hires_cam(*hooked_backward(model, batch, 1))
+    assert torch.allclose(heatmap.sum(), model(batch)[0, 1])
+
+
+@pytest.mark.parametrize(
+    "arch, sizes",
+    [
+        ("densenet121", {None: 2, 3: 5, 5: 5, 11: 11, 12: 23, 23: 23}),
+        ("resnet18", {None: 3, 3: 3, 5: 6, 11: 12, 23: 23}),
+        ("squeezenet1_1", {None: 5, 5: 5, 11: 11}),
+        ("vgg11_bn", {None: 7, 5: 5, 11: 11}),
+    ],
+)
+def test_maps_of_earlier_layers_have_at_least_the_size_asked_for(arch, sizes):
+    torch.manual_seed(0)
+    model = build_model(Recipe(arch=arch, pretrained=False))[0].train()
+    modes = [module.training for module in model.modules()]
+    batch = torch.randn(1, 3, 90, 90)
+    for size, side in sizes.items():
+        heatmap = compute_map(model, batch, 1, "layer_cam", size)
+        assert heatmap.shape == (side, side), size
+        assert (heatmap >= 0).all() and heatmap.max() > 0
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_map_of_an_earlier_layer_against_differences():
+    """HiResCAM of one cell is activation times slope; the slope by central differences."""
+    torch.manual_seed(1)
+    body = nn.Sequential(nn.Conv2d(3, 2, 3, stride=2), nn.Tanh(), nn.Conv2d(2, 3, 3), nn.Tanh())
+    model = nn.Sequential(body, nn.Sequential(nn.Flatten(), nn.Linear(12, 2))).double().eval()
+    batch = torch.randn(1, 3, 9, 9, dtype=torch.double)
+    layer = find_layer(model, batch, 4)
+    assert layer is body[1]
+    activations, gradients = hooked_backward(model, batch, 1, layer)
+    for index in [(0, 0, 0, 0), (0, 1, 2, 3), (0, 1, 1, 1)]:
+        logits = []
+        for step in (1e-5, -1e-5):
+            moved = activations.clone()
+            moved[index] += step
+            logits.append(float(model[1](body[3](body[2](moved)))[0, 1].detach()))
+        assert abs((logits[0] - logits[1]) / 2e-5 - float(gradients[index])) < 1e-6
+
+
+def test_a_learners_heatmap_by_another_method(learner):
+    random.seed(0)
+    first, gray = get_heatmap(learner, 2)
+    random.seed(0)
+    same, _ = get_heatmap(learner, 2, "grad_cam", None)
+    random.seed(0)
+    other, gray_again = get_heatmap(learner, 2, "layer_cam", 11)
+    np.testing.assert_array_equal(first, same)
+    np.testing.assert_array_equal(gray, gray_again)
+    assert first.shape == (5, 5) and other.shape == (11, 11) and other.min() >= 0
+
+
+def test_no_such_method_or_map(learner, refused):
+    with refused(ValueError, "method='scorecam'", "grad_cam, hires_cam, layer_cam"):
+        get_heatmap(learner, 0, "scorecam")
+    with refused(ValueError, "size=91", "44 cells"):
+        get_heatmap(learner, 0, "layer_cam", 91)
