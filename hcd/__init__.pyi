@@ -30,11 +30,15 @@ from .evidence.calibration import with_temperature as with_temperature
 from .evidence.colour import colour_baseline as colour_baseline
 from .evidence.faithfulness import Faithfulness as Faithfulness
 from .evidence.faithfulness import heatmap_faithfulness as heatmap_faithfulness
+from .evidence.figures import plot_group_aucs as plot_group_aucs
+from .evidence.figures import plot_reliability as plot_reliability
 from .evidence.intervals import ClusteredAUC as ClusteredAUC
 from .evidence.intervals import Estimate as Estimate
 from .evidence.intervals import clustered_auc as clustered_auc
 from .evidence.intervals import clustered_difference as clustered_difference
 from .evidence.intervals import clustered_rates as clustered_rates
+from .evidence.judge import Judgement as Judgement
+from .evidence.judge import judge_predictions as judge_predictions
 from .evidence.overlap import Overlaps as Overlaps
 from .evidence.overlap import find_overlaps as find_overlaps
 from .evidence.overlap import leaked_share as leaked_share
@@ -57,7 +61,6 @@ from .plots import plot_draws as plot_draws
 from .plots import plot_outliers as plot_outliers
 from .plots import plot_patches as plot_patches
 from .plots import plot_prediction as plot_prediction
-from .plots import plot_reliability as plot_reliability
 from .plots import plot_roc as plot_roc
 from .plots import plot_sweep as plot_sweep
 from .predict import predict_tta as predict_tta
@@ -68,6 +71,7 @@ from .reader import read_image as read_image
 from .recipe import Recipe as Recipe
 from .runs.checkpoint import Checkpoints as Checkpoints
 from .runs.folder import prepare_output as prepare_output
+from .split import evidence_groups as evidence_groups
 from .split import grouped_split as grouped_split
 from .split import split_dataset as split_dataset
 from .split import stratified_split as stratified_split

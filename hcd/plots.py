@@ -232,46 +232,6 @@ def plot_roc(
     return figure
 
 
-def plot_reliability(
-    predicted: Sequence[float] | np.ndarray,
-    observed: Sequence[float] | np.ndarray,
-    counts: Sequence[int] | np.ndarray,
-    expected_error: float,
-) -> Figure:
-    """Draw a reliability diagram: how often patches of about one probability hold tumour, above how
-    many patches have that probability.
-
-    Args: predicted, observed: (B,) floats in [0, 1], mean probability and share of tumour of each
-    bin; counts: (B,) patches in it; expected_error: expected calibration error, see `calibration`.
-    Returns: Figure of two axes with one scale of probability.
-    Raises: InputError: the three differ in length.
-    """
-    if not len(predicted) == len(observed) == len(counts):
-        raise InputError(
-            f"{len(predicted)} predicted, {len(observed)} observed and {len(counts)} counts: give"
-            " one of each a bin"
-        )
-    figure, (axis, below) = plt.subplots(
-        2, figsize=(6, 7.5), sharex=True, height_ratios=(4, 1), constrained_layout=True
-    )
-    axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="as it should be")
-    axis.plot(
-        predicted,
-        observed,
-        color=LINES[0][0],
-        marker="o",
-        label=f"model (expected error {expected_error:.3f})",
-    )
-    axis.set(
-        xlim=(0, 1), ylim=(0, 1), ylabel="Share of tumour patches", title="Reliability diagram"
-    )
-    axis.legend(loc="upper left")
-    axis.grid(alpha=0.3)
-    below.bar(predicted, counts, width=0.03, color=LINES[0][0])
-    below.set(yscale="log", xlabel="Tumour probability", ylabel="Patches")
-    return figure
-
-
 def plot_prediction(image: Any, label: str, probability: float) -> Figure:
     """Draw one patch under what the model says about it.
 

@@ -162,7 +162,9 @@ def _join(items):
     return torch.cat(items), torch.zeros(0)
 
 
-def write_validation(path: StrPath, learner: Learner, probabilities: Any) -> pd.DataFrame:
+def write_validation(
+    path: StrPath, learner: Learner, probabilities: Any, losses: Any
+) -> pd.DataFrame:
     """Write what a model says of its validation patches, for a report that comes later.
 
     CHANGED C30: the walkthrough keeps no validation predictions.
@@ -170,9 +172,11 @@ def write_validation(path: StrPath, learner: Learner, probabilities: Any) -> pd.
     Args:
         path: CSV file to write, whole or not at all.
         learner: its validation set gives ids, labels and the order of `probabilities`.
-        probabilities: (N, 2) of negative and tumour, as `learner.get_preds` returns them.
+        probabilities, losses: (N, 2) of negative and tumour and (N,), as
+            `learner.get_preds(with_loss=True)` returns them. A loss can be told where a
+            probability is 0 in float32.
     Returns:
-        DataFrame with the columns id, label (0 or 1) and probability (of tumour), as written.
+        DataFrame with the columns id, label (0 or 1), probability (of tumour) and loss, as written.
     Raises:
         InputError: other classes than negative and tumour, or another number of predictions.
 
@@ -181,16 +185,17 @@ def write_validation(path: StrPath, learner: Learner, probabilities: Any) -> pd.
     require_learner(learner)
     require_negative_then_tumour(learner.data)
     patches, probabilities = learner.data.valid_ds, np.asarray(probabilities)
-    if probabilities.shape != (len(patches), 2):
+    if probabilities.shape != (len(patches), 2) or np.shape(losses) != (len(patches),):
         raise InputError(
-            f"probabilities have shape {probabilities.shape} for {len(patches)} validation patches;"
-            f" give ({len(patches)}, 2)"
+            f"probabilities have shape {probabilities.shape} and losses {np.shape(losses)} for"
+            f" {len(patches)} validation patches; give ({len(patches)}, 2) and ({len(patches)},)"
         )
     table = pd.DataFrame(
         {
             "id": [Path(str(item)).stem for item in patches.items],
             "label": [int(label) for label in patches.y.items],
             "probability": probabilities[:, 1].astype(float),
+            "loss": np.asarray(losses, float),
         }
     )
     with whole_write(path, "w", newline="") as file:

@@ -1,6 +1,7 @@
 """Which patches are set aside for validation: at random, or whole groups of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,26 @@ def split_groups(
             )
         return slides_of(slides, dataset.labels["id"])
     return find_overlaps(dataset.train_paths, recipe=recipe, progress=progress).islands
+
+
+def evidence_groups(
+    dataset: Dataset,
+    recipe: Recipe = Recipe(),
+    slides: pd.DataFrame | None = None,
+    progress: bool = True,
+) -> tuple[np.ndarray, str]:
+    """Return the group that each labelled patch counts with in an interval, whatever the split.
+
+    Args:
+        dataset: see `open_dataset`. recipe: the size of patches. slides: see `read_slides`.
+            progress: show a bar.
+    Returns:
+        (N,) slides where they are known, else islands of tissue; and what they are, "slide" or
+        "island of tissue".
+    """
+    by = "islands" if slides is None else "slides"
+    groups = split_groups(dataset, replace(recipe, split=by), slides, progress)
+    return groups, "island of tissue" if slides is None else "slide"
 
 
 def stratified_split(

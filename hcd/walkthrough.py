@@ -20,6 +20,8 @@ from .dataset.slides import read_slides
 from .disk.whole import StrPath, write_json
 from .engine.device import set_rng_seed
 from .evaluate import score_predictions
+from .evidence.figures import plot_reliability
+from .evidence.judge import judge_predictions
 from .export.bundle import load_bundle, predict_image, save_bundle
 from .gradcam import get_heatmap, hooked_backward
 from .learner import check_machine, get_learner
@@ -31,7 +33,7 @@ from .recipe import Recipe
 from .runs.checkpoint import Checkpoints
 from .runs.folder import prepare_output
 from .runs.tidy import tidy_run
-from .split import split_dataset
+from .split import evidence_groups, split_dataset
 from .stats import channel_statistics
 from .sweep import sweep_weight_decay
 
@@ -45,6 +47,7 @@ class Run:
     dataset: Any
     checkpoints: Checkpoints
     slides: Any = None
+    valid_idx: Any = None
     data: Any = None
     learner: Any = None
     interp: Any = None
@@ -141,6 +144,7 @@ def split(run: Run, outliers=(), num_workers=None, device=None) -> None:
     """Split what is left without the outliers, and build the databunch: In 10 to In 15."""
     run.dataset = run.dataset.without(outliers)
     _, valid_idx = split_dataset(run.dataset, run.recipe, run.slides)
+    run.valid_idx = valid_idx
     run.data = make_databunch(run.dataset, run.recipe, valid_idx, num_workers, device)
     repr(run.data)  # In 14 shows it, which reads a few patches and draws for them
     run.data.show_batch(rows=2, figsize=(5, 5))
@@ -188,8 +192,8 @@ def _note_stage(run: Run, stage: str) -> None:
 
 def validate(run: Run, statistics) -> None:
     """Score and look at the validation patches: In 30 to In 38."""
-    probabilities, targets = run.learner.get_preds(with_loss=True)[:2]
-    write_validation(run.output / "validation.csv", run.learner, probabilities)
+    probabilities, targets, losses = run.learner.get_preds(with_loss=True)
+    write_validation(run.output / "validation.csv", run.learner, probabilities, losses)
     choose_patches(run.interp)
     plt.close(plot_overview(run.interp))
     image, category = run.data.valid_ds[0]
@@ -198,6 +202,10 @@ def validate(run: Run, statistics) -> None:
     plt.close(plot_heatmap_overview(run.interp))
     score = score_predictions(probabilities, targets)
     plt.close(plot_roc(score.false_positive_rate, score.true_positive_rate, score.auc))
+    groups, what = evidence_groups(run.dataset, run.recipe, run.slides)
+    judged = judge_predictions(probabilities[:, 1], targets, groups[run.valid_idx], what)
+    found = judged.calibration
+    plt.close(plot_reliability(found.predicted, found.observed, found.counts, found.expected_error))
     run.metrics = {
         "data_fingerprint": run.dataset.fingerprint,
         "patches": len(run.dataset.labels),

@@ -207,14 +207,15 @@ def test_folder_that_cannot_be_written(tmp_path, sample, learner, answers):
 
 def test_c30_validation_predictions_are_kept(learner, sample, split, tmp_path, refused):
     random.seed(0)
-    probabilities, targets = learner.get_preds()
-    written = write_validation(tmp_path / "validation.csv", learner, probabilities)
+    probabilities, targets, losses = learner.get_preds(with_loss=True)
+    written = write_validation(tmp_path / "validation.csv", learner, probabilities, losses)
     table = pd.read_csv(tmp_path / "validation.csv")
     rows = sample.labels.iloc[split[1]]
     assert table["id"].tolist() == rows["id"].tolist()
     assert table["label"].tolist() == rows["label"].tolist() == targets.tolist()
     assert table["probability"].tolist() == written["probability"].tolist()
     np.testing.assert_array_equal(table["probability"].astype("float32"), probabilities[:, 1])
+    np.testing.assert_array_equal(table["loss"].astype("float32"), losses)
     with refused(ValueError, "(14, 2)", "15 validation patches"):
-        write_validation(tmp_path / "other.csv", learner, probabilities[:-1])
+        write_validation(tmp_path / "other.csv", learner, probabilities[:-1], losses)
     assert not (tmp_path / "other.csv").exists()

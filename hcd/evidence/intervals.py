@@ -179,11 +179,11 @@ def _checked(scores, labels, groups):
         raise InputError(f"there are {len(labels)} patches and {fault}; give one for each patch")
     group, names = names.factorize()
     for label in (0, 1):
-        if len(set(group[labels == label])) == 1:
+        held = set(group[labels == label])
+        if len(held) == 1:
             raise InputError(
-                f"all patches of label {label} lie in one group,"
-                f" {names[group[labels == label][0]]!r}, so how far groups differ cannot be told;"
-                " use patches of more groups"
+                f"all patches of label {label} lie in one group, {str(names[held.pop()])[:60]!r}, so"
+                " how far groups differ cannot be told; use patches of more groups"
             )
     return scores, labels.astype(int), group, names
 

@@ -1,0 +1,183 @@
+"""One set of predictions, judged: how sure its AUC is, group by group, and how well calibrated."""
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from ..errors import InputError
+from .calibration import Calibration, Temperature, calibration, fit_temperature
+from .intervals import ClusteredAUC, clustered_auc, clustered_rates
+
+THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+LEAST = 10  # patches of a group whose own AUC is told
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What predictions are worth.
+
+    Attributes:
+        what: the groups are, "slide" or "island of tissue". patches: how many were judged.
+        value: their AUC.
+        auc: ClusteredAUC over the groups; None where that cannot be told, and why_not says why.
+        patch_auc: ClusteredAUC as if every patch were a group of its own, DeLong's; None where
+            there is but one patch of a label.
+        group_aucs: DataFrame, columns group, patches and auc, of the groups with ten patches or
+            more and both labels, the lowest AUC first.
+        rates: DataFrame, columns threshold, and for accuracy, sensitivity and specificity the
+            share, low and high; empty where auc is None.
+        calibration: Calibration. temperature: Temperature, fitted on one half of the groups and
+            judged on the other; None where they cannot be halved.
+        why_not: a sentence's beginning; "" where all could be told.
+    """
+
+    what: str
+    patches: int
+    value: float
+    auc: ClusteredAUC | None
+    patch_auc: ClusteredAUC | None
+    group_aucs: pd.DataFrame
+    rates: pd.DataFrame
+    calibration: Calibration
+    temperature: Temperature | None
+    why_not: str
+
+    def text(self) -> str:
+        """Return lines for people."""
+        lines = [f"AUC {self.value:.4f}"]
+        if self.auc:
+            lines.append(
+                f"  95 % interval over {self.auc.groups:,} {self.what}s:"
+                f" {_interval(self.auc.interval)}"
+                + (" (fewer than 50, often too narrow)" if self.auc.groups < 50 else "")
+            )
+            low, high = self.auc.without
+            lines.append(f"  without one of them: {low:.4f} to {high:.4f}")
+        else:
+            lines.append(f"  no interval over {self.what}s: {self.why_not}")
+        if self.patch_auc:
+            lines.append(
+                f"  as if {self.patches:,} patches had nothing in common:"
+                f" {_interval(self.patch_auc.interval)}"
+            )
+        found = self.calibration
+        lines.append(
+            f"calibration: Brier score {found.brier:.4f}, expected error"
+            f" {found.expected_error:.4f}, slope {found.slope:.2f},"
+            f" intercept {found.intercept:+.2f}"
+        )
+        if self.temperature:
+            after = self.temperature.after.expected_error
+            lines.append(
+                f"  with temperature {self.temperature.value:.2f}, on the other half of the"
+                f" {self.what}s: expected error {self.temperature.before.expected_error:.4f} ->"
+                f" {after:.4f}"
+            )
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict:
+        """Return everything but single groups as a dict that JSON can hold."""
+        return {
+            "groups_are": self.what,
+            "auc": self.value,
+            "patches": self.patches,
+            "interval_over_patches": list(self.patch_auc.interval) if self.patch_auc else None,
+            "groups": self.auc.groups if self.auc else None,
+            "interval_over_groups": list(self.auc.interval) if self.auc else None,
+            "without_one_group": list(self.auc.without) if self.auc else None,
+            "why_no_interval": self.why_not,
+            "rates": self.rates.to_dict("records"),
+            "calibration": _plain(self.calibration),
+            "temperature": self.temperature.value if self.temperature else None,
+            "calibration_before": _plain(self.temperature.before) if self.temperature else None,
+            "calibration_after": _plain(self.temperature.after) if self.temperature else None,
+        }
+
+
+def judge_predictions(
+    probabilities: Any, labels: Any, groups: Any = None, what: str = "slide"
+) -> Judgement:
+    """Judge predicted probabilities of tumour; what groups cannot tell is left out and said.
+
+    CHANGED C31: the walkthrough has an AUC alone.
+
+    Args:
+        probabilities: (N,) of tumour, in [0, 1]. labels: (N,) of 0 and 1.
+        groups: (N,) slides or islands of tissue; None takes each patch for a group of its own.
+        what: a group is.
+    Returns:
+        Judgement.
+    Raises:
+        InputError: a probability that is none, or labels other than 0 and 1, only one of them, or
+        not as many as probabilities.
+
+    Source: In 38.
+    """
+    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
+    measured = calibration(probabilities, labels)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    auc, patch_auc, temperature, why_not, rates = None, None, None, "", []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # `text` says how few there are
+        try:
+            patch_auc = clustered_auc(probabilities, labels)
+            auc = clustered_auc(probabilities, labels, groups)
+            rates = [
+                _rate_row(probabilities, labels, groups, threshold) for threshold in THRESHOLDS
+            ]
+            temperature = fit_temperature(probabilities, labels, groups)
+        except InputError as error:  # a report of the rest is worth having
+            why_not = str(error).split("; ")[0]
+    table = _group_aucs(probabilities, labels, groups)
+    rates = pd.DataFrame(rates)
+    return Judgement(
+        what,
+        len(labels),
+        float(roc_auc_score(labels, probabilities)),
+        auc,
+        patch_auc,
+        table,
+        rates,
+        measured,
+        temperature,
+        why_not,
+    )
+
+
+def _rate_row(probabilities, labels, groups, threshold):
+    row: dict = {"threshold": threshold}
+    for name, found in clustered_rates(probabilities, labels, groups, threshold).items():
+        row |= {name: found.value, f"{name}_low": found.interval[0]}
+        row |= {f"{name}_high": found.interval[1]}
+    return row
+
+
+def _group_aucs(probabilities, labels, groups):
+    table = pd.DataFrame({"group": groups, "label": labels, "probability": probabilities})
+    rows = [
+        {
+            "group": name,
+            "patches": len(part),
+            "auc": float(roc_auc_score(part["label"], part["probability"])),
+        }
+        for name, part in table.groupby("group", sort=False)
+        if len(part) >= LEAST and part["label"].nunique() == 2
+    ]
+    found = pd.DataFrame(rows, columns=["group", "patches", "auc"])
+    return found.sort_values("auc", kind="stable", ignore_index=True)
+
+
+def _interval(interval):
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _plain(found):
+    """Return a Calibration as JSON can hold it: a slope that is infinite is null."""
+    values = {name: np.asarray(value) for name, value in asdict(found).items()}
+    return {
+        name: value.tolist() if np.isfinite(value).all() else None for name, value in values.items()
+    }

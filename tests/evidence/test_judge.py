@@ -1,0 +1,95 @@
+"""A judgement holds what its parts compute, and says what it leaves out."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from hcd import (
+    InputError,
+    calibration,
+    clustered_auc,
+    clustered_rates,
+    fit_temperature,
+    judge_predictions,
+    plot_group_aucs,
+)
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    """Probabilities, labels and groups of 60 slides that differ."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(60), np.arange(5, 65))
+    logits = rng.normal(0, 1.5, len(group)) + rng.normal(0, 1.5, 60)[group]
+    labels = (rng.random(len(group)) < expit(0.7 * logits)).astype(int)
+    return expit(logits), labels, group
+
+
+def test_c31_the_interval_over_groups_is_the_wider_one(predictions):
+    probabilities, labels, group = predictions
+    found = judge_predictions(probabilities, labels, group)
+    assert found.auc == clustered_auc(probabilities, labels, group)
+    assert found.patch_auc == clustered_auc(probabilities, labels)
+    widths = [np.ptp(auc.interval) for auc in (found.auc, found.patch_auc)]
+    assert widths[0] > 1.2 * widths[1]
+    text = found.text()
+    assert "over 60 slides" in text and f"AUC {found.patch_auc.auc:.4f}" in text
+    assert "fewer than 50" not in text and "without one of them" in text
+
+
+def test_its_parts(predictions):
+    probabilities, labels, group = predictions
+    found = judge_predictions(probabilities, labels, group, "island of tissue")
+    assert found.calibration.brier == calibration(probabilities, labels).brier
+    assert found.temperature.value == fit_temperature(probabilities, labels, group).value
+    rates = clustered_rates(probabilities, labels, group, 0.3)
+    row = found.rates[found.rates["threshold"] == 0.3].iloc[0]
+    assert row["sensitivity"] == rates["sensitivity"].value
+    assert (row["accuracy_low"], row["accuracy_high"]) == rates["accuracy"].interval
+    table = found.group_aucs
+    assert (table["patches"] >= 10).all() and table["auc"].is_monotonic_increasing
+    for name, auc in zip(table["group"], table["auc"]):
+        assert auc == roc_auc_score(labels[group == name], probabilities[group == name])
+    record = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert record["groups"] == 60 and record["groups_are"] == "island of tissue"
+    assert record["rates"][0]["threshold"] == 0.1
+
+
+def test_what_cannot_be_told_is_left_out_and_said(predictions):
+    probabilities, labels, group = predictions
+    alone = judge_predictions(probabilities, labels, np.zeros(len(labels)))
+    assert alone.auc is None and alone.temperature is None and alone.rates.empty
+    assert "one group" in alone.why_not and "no interval over slides" in alone.text()
+    assert alone.value == roc_auc_score(labels, probabilities)
+    single = judge_predictions([0.2, 0.3, 0.9], [0, 0, 1])
+    assert (single.value, single.auc, single.patch_auc) == (1, None, None)
+    assert json.loads(json.dumps(single.as_dict(), allow_nan=False))["calibration"]["slope"] is None
+    assert "AUC 1.0000" in single.text() and single.as_dict()["interval_over_patches"] is None
+    json.dumps(alone.as_dict(), allow_nan=False)
+    few = judge_predictions(probabilities, labels, group // 6)
+    assert "fewer than 50" in few.text()
+
+
+def test_what_cannot_be_judged(refused):
+    with refused(InputError, "row 0 is 2.0"):
+        judge_predictions([2, 0.5], [0, 1])
+    with refused(InputError, "labels hold [1]"):
+        judge_predictions([0.2, 0.5], [1, 1])
+
+
+def test_the_figure_shows_the_lowest_groups():
+    aucs = np.linspace(1, 0.6, 40)
+    names = [f"slide {k}" for k in range(40)]
+    figure = plot_group_aucs(names, aucs, [10] * 40, 0.9)
+    (points,) = figure.axes[0].collections
+    np.testing.assert_allclose(np.sort(points.get_offsets()[:, 0]), np.sort(aucs)[:25])
+    texts = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert texts[0] == "slide 39 (10)" and "25 lowest of 40" in figure.axes[0].get_title()
+
+
+def test_groups_without_their_numbers(refused):
+    with refused(InputError, "1 names, 2 AUCs"):
+        plot_group_aucs(["a"], [0.5, 0.6], [1, 2], 0.5)
