@@ -36,7 +36,11 @@ setup(
     # installed
     packages=[*find_packages(include=["hcd", "hcd.*"]), "hcd.notebooks"],
     package_dir={"hcd.notebooks": "notebooks"},
-    package_data={"hcd": ["py.typed", "*.pyi"], "hcd.notebooks": ["*.ipynb"]},
+    package_data={
+        "hcd": ["py.typed", "*.pyi"],
+        "hcd.evidence": ["*.html"],
+        "hcd.notebooks": ["*.ipynb"],
+    },
     entry_points={"console_scripts": ["hcd=hcd.cli:main"]},
     install_requires=[
         "fastai==1.0.61",
@@ -51,6 +55,8 @@ setup(
         "matplotlib>=3.8",
         "pillow>=10.0",
         "tqdm>=4.65",
+        "scipy>=1.11",
+        "jinja2>=3.1",
         "safetensors>=0.4.3",
         "papermill>=2.6",  # 2.5 passes today's traitlets what they no longer take
         "nbclient>=0.8",

@@ -150,6 +150,38 @@ def audit(options) -> int:
     return 0 if report.clean else 1
 
 
+def report(options) -> int:
+    """Write the report of a finished run, and print where it is and its first lines."""
+    from .evidence.report import write_report
+
+    numbers = write_report(options.run, options.data, options.slides)
+    if options.calibrate:
+        _calibrate(Path(options.run), numbers["validation"]["temperature"])
+    if options.json:
+        print(json.dumps(numbers, indent=1))
+        return 0
+    for name in ("validation", "test"):
+        side = numbers[name]
+        if side:
+            interval = side["interval_over_groups"]
+            shown = f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+            print(f"{name} AUC {side['auc']:.4f}{shown}, colour alone {side['colour_auc']:.4f}")
+    print(f"{numbers['leak']['share']:.1%} of the validation patches show tissue of training")
+    print(Path(options.run) / "report.html")
+    return 0
+
+
+def _calibrate(folder, temperature):
+    from .export.bundle import write_temperature
+
+    if temperature is None:
+        raise InputError(
+            "no temperature could be fitted to these validation patches; see why in report.html,"
+            " and leave --calibrate out"
+        )
+    write_temperature(folder / "model", temperature)
+
+
 def pack(options) -> int:
     """Pack a data set and print where, how large and how long."""
     from .dataset.packer import pack_dataset
@@ -179,7 +211,7 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"hcd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_add_run, _add_predict, _add_check, _add_audit, _add_pack):
+    for add in (_add_run, _add_predict, _add_check, _add_audit, _add_report, _add_pack):
         add(commands)
     return parser
 
@@ -239,6 +271,19 @@ def _add_audit(commands):
     add("data", metavar="DIR", help="folder in the competition's layout")
     add("--slides", metavar="FILE", help="CSV of id,wsi; default: slides.csv of the data folder")
     add("--json", action="store_true", help="print JSON, for machines")
+
+
+def _add_report(commands):
+    command = commands.add_parser(
+        "report", help="write a page that says what the numbers of a finished run are worth"
+    )
+    command.set_defaults(command=report)
+    add = command.add_argument
+    add("run", metavar="RUN", help="folder of a finished run; gets report.html and report.json")
+    add("--data", metavar="DIR", help="its data; default: the folder that it was run on")
+    add("--slides", metavar="FILE", help="CSV of id,wsi; default: the run's, or the data folder's")
+    add("--calibrate", action="store_true", help="put the fitted temperature on the model's card")
+    add("--json", action="store_true", help="print the numbers as JSON, for machines")
 
 
 def _add_pack(commands):

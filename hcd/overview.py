@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from .engine.given import class_names, require_width
 from .engine.interpreted import WithProbabilities, interpreted_set
 from .errors import InputError, InputTypeError
-from .gradcam import explain_item
+from .gradcam import explain_item, find_method
 from .plots import Cell, plot_patch_grid
 
 CLASSES = ("Negative", "Tumour")
-TITLES = {"grad_cam": "Grad-CAM", "hires_cam": "HiResCAM", "layer_cam": "LayerCAM"}
+CAPTION = "Predicted / Actual / Loss / Probability"
 
 
 def choose_patches(
@@ -81,8 +81,8 @@ def plot_overview(
     """
     names, kind = _names(interp, classes), interpreted_set(interp, ds_type)
     items = interp.data._grab_dataset(interp.data.dl(kind))
-    title = "Predicted / Actual / Loss / Probability"
-    return _plot(interp, names, rng, title, lambda i: {"image": image2np(items[i][0].data)})
+    rows = _rows(interp, names, rng, lambda i: {"image": image2np(items[i][0].data)})
+    return plot_patch_grid(rows, CAPTION)
 
 
 def plot_heatmap_overview(
@@ -93,10 +93,12 @@ def plot_heatmap_overview(
     method: str = "grad_cam",
     size: int | None = None,
 ) -> Figure:
-    """Show the same kind of overview in grey, under the heatmap of each patch's actual class.
+    """Show the same kind of overview in grey, under the Grad-CAM heatmap of each patch's actual
+    class.
 
     Args:
-        interp, classes, rng, ds_type: see `plot_overview`. method, size: see `get_heatmap`.
+        interp, classes, rng, ds_type: see `plot_overview`.
+        method, size: see `get_heatmap`; the title names the method and the real size of its maps.
     Returns:
         matplotlib Figure, 3 x 4 patches.
     Raises:
@@ -105,13 +107,18 @@ def plot_heatmap_overview(
     Source: In 35.
     """
     names, kind = _names(interp, classes), interpreted_set(interp, ds_type)
+    title, _ = find_method(method)
+    sizes = set()
 
     def draw(i):
         heatmap, gray = explain_item(interp.learn.model, interp.data, kind, i, method, size)
+        sizes.add(" x ".join(map(str, heatmap.shape)))
         return {"image": gray, "heatmap": heatmap}
 
-    title = f"{TITLES.get(method, method)}\nPredicted / Actual / Loss / Probability"
-    return _plot(interp, names, rng, title, draw)
+    rows = _rows(interp, names, rng, draw)
+    if (method, size) != ("grad_cam", None):
+        title += f" ({', '.join(sizes)} maps)"
+    return plot_patch_grid(rows, f"{title}\n{CAPTION}")
 
 
 def _names(interp, classes):
@@ -133,13 +140,12 @@ def _names(interp, classes):
     return classes
 
 
-def _plot(interp, names, rng, title, draw):
+def _rows(interp, names, rng, draw):
     interp = WithProbabilities(interp)
-    rows = [
+    return [
         (label, [Cell(caption=_caption(interp, i, names), **draw(i)) for i in chosen])
         for label, chosen in choose_patches(interp, rng=rng)
     ]
-    return plot_patch_grid(rows, title)
 
 
 def _caption(interp, i, classes):

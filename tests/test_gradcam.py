@@ -1,4 +1,4 @@
-"""Grad-CAM against sums done by hand and against the walkthrough's two hooks."""
+"""Heatmaps against sums done by hand and against the walkthrough's two hooks."""
 
 import random
 
@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from hcd import get_heatmap, grad_cam, hires_cam, hooked_backward, layer_cam
-from hcd.gradcam import compute_map, find_layer
 from hcd.learner import build_model, build_shapes
 from hcd.recipe import Recipe
 
@@ -188,88 +187,102 @@ def test_heatmap_of_a_patch_that_is_not_there(learner, index):
         get_heatmap(learner, index)
 
 
-# the other methods, and maps of earlier layers
-
-
-def test_the_other_methods_by_hand():
-    activations, gradients = hooked_backward(two_layer_model(), BATCH, 1)
-    # channel 0: red times -1; channel 1: (-2 green) times 2
-    assert hires_cam(activations, gradients).tolist() == [[0, 0], [0, 0]]
-    assert layer_cam(activations, gradients).tolist() == [[0, 0], [0, 4]]
-    activations = torch.tensor([[[[1.0, 2]], [[-3, 4]]]])
-    gradients = torch.tensor([[[[5.0, -6]], [[1, 2]]]])
-    assert hires_cam(activations, gradients).tolist() == [[2, 0]]  # 5 - 3, and -12 + 8
-    assert layer_cam(activations, gradients).tolist() == [[2, 8]]
-
-
-def test_hires_cam_of_a_linear_head_is_the_logit_it_adds_up_to():
-    """The property that gives the method its name: the map sums up to the logit, here without
-    bias and all above 0."""
-    model = two_layer_model()
+def two_relus():
+    """A body whose ReLU overwrites what the convolution gave, and a head that weighs each pixel."""
+    body = nn.Sequential(two_layer_model()[0], nn.ReLU(inplace=True))
+    head = nn.Sequential(nn.Flatten(), nn.Linear(8, 2, bias=False))
     with torch.no_grad():
-        model[0].weight.abs_()
-        model[1][2].weight.abs_()
-        model[1][2].bias.zero_()
-    batch = BATCH.abs()
-    heatmap = hires_cam(*hooked_backward(model, batch, 1))
-    assert torch.allclose(heatmap.sum(), model(batch)[0, 1])
+        head[1].weight.copy_(torch.tensor([[0.0] * 8, [1, -1, 2, -0.25, 5, 3, -2, 1]]))
+    return nn.Sequential(body, head)
 
 
-@pytest.mark.parametrize(
-    "arch, sizes",
-    [
-        ("densenet121", {None: 2, 3: 5, 5: 5, 11: 11, 12: 23, 23: 23}),
-        ("resnet18", {None: 3, 3: 3, 5: 6, 11: 12, 23: 23}),
-        ("squeezenet1_1", {None: 5, 5: 5, 11: 11}),
-        ("vgg11_bn", {None: 7, 5: 5, 11: 11}),
-    ],
-)
-def test_maps_of_earlier_layers_have_at_least_the_size_asked_for(arch, sizes):
-    torch.manual_seed(0)
-    model = build_model(Recipe(arch=arch, pretrained=False))[0].train()
-    modes = [module.training for module in model.modules()]
-    batch = torch.randn(1, 3, 90, 90)
-    for size, side in sizes.items():
-        heatmap = compute_map(model, batch, 1, "layer_cam", size)
-        assert heatmap.shape == (side, side), size
-        assert (heatmap >= 0).all() and heatmap.max() > 0
-    assert [module.training for module in model.modules()] == modes
-    assert all(p.grad is None for p in model.parameters())
-    assert not any(module._forward_hooks for module in model.modules())
+def test_place_by_place_by_hand_also_before_a_relu_in_place():
+    model = two_relus()
+    # before the ReLU: it lets through the gradient of what is positive
+    before = hooked_backward(model, BATCH, 1, model[0][0])
+    assert before[0].tolist() == [[[[1, 2], [3, 4]], [[-2, 0], [0, 2]]]]
+    assert before[1].tolist() == [[[[1, -1], [2, -0.25]], [[0, 0], [0, 1]]]]
+    after = hooked_backward(model, BATCH, 1, model[0][1])
+    assert after[0].tolist() == [[[[1, 2], [3, 4]], [[0, 0], [0, 2]]]]
+    assert after[1].tolist() == [[[[1, -1], [2, -0.25]], [[5, 3], [-2, 1]]]]
+    assert all(torch.equal(a, b) for a, b in zip(after, hooked_backward(model, BATCH, 1)))
+    for pair in (before, after):
+        # 1 * 1, 2 * -1, 3 * 2, 4 * -0.25 + 2 * 1
+        assert hires_cam(*pair).tolist() == [[1, 0], [6, 1]]
+        # the -0.25 is left out before the sum
+        assert layer_cam(*pair).tolist() == [[1, 0], [6, 2]]
 
 
-def test_a_map_of_an_earlier_layer_against_differences():
-    """HiResCAM of one cell is activation times slope; the slope by central differences."""
+def test_negative_activations_speak_against_the_class():
+    activations, gradients = torch.tensor([[[[-3.0, -3]], [[1, 4]]]]), torch.ones(1, 2, 1, 2)
+    assert layer_cam(activations, gradients).tolist() == [[0, 1]]
+    assert hires_cam(activations, gradients).tolist() == [[0, 1]]
+    # two negatives: the product speaks for the class, LayerCAM leaves the gradient out
+    assert hires_cam(-activations[:, :1], -gradients[:, :1]).tolist() == [[0, 0]]
+    assert hires_cam(activations[:, :1], -gradients[:, :1]).tolist() == [[3, 3]]
+    assert layer_cam(activations[:, :1], -gradients[:, :1]).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("place", [5, 8])
+def test_an_earlier_layers_gradients_against_autograd_on_the_rest(place):
+    model, batch = small_model().eval(), torch.randn(1, 3, 90, 90)
+    layers = model[0][0]
+    with torch.no_grad():
+        expected = layers[: place + 1](batch)
+    rest = expected.clone().requires_grad_()
+    logits = model[1](nn.Sequential(layers[place + 1 :], *model[0][1:])(rest * 1))
+    (gradients,) = torch.autograd.grad(logits[0, 1], rest)
+    found = hooked_backward(model, batch, 1, layers[place])
+    assert torch.equal(found[0], expected)
+    torch.testing.assert_close(found[1], gradients, rtol=1e-5, atol=1e-9)
+    assert gradients.abs().max() > 0
+
+
+def test_hires_cam_of_a_linear_head_adds_up_to_the_logit():
     torch.manual_seed(1)
-    body = nn.Sequential(nn.Conv2d(3, 2, 3, stride=2), nn.Tanh(), nn.Conv2d(2, 3, 3), nn.Tanh())
-    model = nn.Sequential(body, nn.Sequential(nn.Flatten(), nn.Linear(12, 2))).double().eval()
-    batch = torch.randn(1, 3, 9, 9, dtype=torch.double)
-    layer = find_layer(model, batch, 4)
-    assert layer is body[1]
-    activations, gradients = hooked_backward(model, batch, 1, layer)
-    for index in [(0, 0, 0, 0), (0, 1, 2, 3), (0, 1, 1, 1)]:
-        logits = []
-        for step in (1e-5, -1e-5):
-            moved = activations.clone()
-            moved[index] += step
-            logits.append(float(model[1](body[3](body[2](moved)))[0, 1].detach()))
-        assert abs((logits[0] - logits[1]) / 2e-5 - float(gradients[index])) < 1e-6
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2, bias=False)),
+    )
+    batch = torch.randn(1, 3, 8, 8)
+    activations, gradients = hooked_backward(model, batch, 1)
+    spoken = hires_cam(activations, gradients).sum() - hires_cam(activations, -gradients).sum()
+    assert float(spoken) == pytest.approx(float(model(batch)[0, 1].detach()), rel=1e-5)
 
 
-def test_a_learners_heatmap_by_another_method(learner):
-    random.seed(0)
-    first, gray = get_heatmap(learner, 2)
-    random.seed(0)
-    same, _ = get_heatmap(learner, 2, "grad_cam", None)
-    random.seed(0)
-    other, gray_again = get_heatmap(learner, 2, "layer_cam", 11)
-    np.testing.assert_array_equal(first, same)
-    np.testing.assert_array_equal(gray, gray_again)
-    assert first.shape == (5, 5) and other.shape == (11, 11) and other.min() >= 0
+def test_shapes_that_do_not_belong_together(refused):
+    for pair in [
+        (torch.zeros(2, 3, 4, 4),) * 2,
+        (torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2)),
+    ]:
+        for method in (grad_cam, hires_cam, layer_cam):
+            with refused(ValueError, tuple(pair[1].shape), "(1, C, h, w)"):
+                method(*pair)
 
 
-def test_no_such_method_or_map(learner, refused):
-    with refused(ValueError, "method='scorecam'", "grad_cam, hires_cam, layer_cam"):
-        get_heatmap(learner, 0, "scorecam")
-    with refused(ValueError, "size=91", "44 cells"):
-        get_heatmap(learner, 0, "layer_cam", 91)
+def test_a_layer_that_gives_no_map(refused):
+    model = two_relus()
+    for layer in (model[1][1], nn.ReLU()):
+        with refused(ValueError, f"layer={type(layer).__name__}", "body"):
+            hooked_backward(model, BATCH, 1, layer)
+
+
+@pytest.mark.parametrize("method, function", [("hires_cam", hires_cam), ("layer_cam", layer_cam)])
+def test_another_method_at_another_size(learner, method, function):
+    random.seed(4)
+    heatmap, gray = get_heatmap(learner, 5, method, 11)
+    random.seed(4)
+    image, batch = draw(learner, 5)
+    label = int(learner.data.valid_ds.y.items[5])
+    layer = learner.model[0][0][7]  # the last Fire before the second last pooling
+    expected = function(*hooked_backward(learner.model, batch, label, layer)).numpy()
+    assert heatmap.shape == (11, 11) and heatmap.dtype == np.float32 and heatmap.max() > 0
+    np.testing.assert_allclose(heatmap, expected, rtol=1e-4, atol=1e-5 * expected.max())
+    assert gray.shape == (90, 90)
+
+
+def test_a_method_or_a_size_that_is_not_there(learner, refused):
+    with refused(ValueError, "method='cam'", "grad_cam, hires_cam, layer_cam"):
+        get_heatmap(learner, 0, "cam")
+    with refused(ValueError, "size=500"):
+        get_heatmap(learner, 0, size=500)

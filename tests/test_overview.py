@@ -143,6 +143,19 @@ def test_heatmaps_lie_over_their_patches(interp):
         assert heatmap.get_extent() == picture.get_extent()
 
 
+def test_the_title_names_the_method_and_the_real_size(interp):
+    figure = plot_heatmap_overview(interp, rng=random.Random(3), method="layer_cam", size=10)
+    caption = "Predicted / Actual / Loss / Probability"
+    assert figure.get_suptitle() == f"LayerCAM (11 x 11 maps)\n{caption}"
+    chosen = choose_patches(interp, rng=random.Random(3))[0][1][0]
+    expected, _ = get_heatmap(interp.learn, chosen, "layer_cam", 10)
+    np.testing.assert_allclose(
+        figure.axes[0].images[1].get_array(), expected, rtol=1e-3, atol=1e-5 * expected.max()
+    )
+    figure = plot_heatmap_overview(interp, method="hires_cam")
+    assert figure.get_suptitle() == f"HiResCAM (5 x 5 maps)\n{caption}"
+
+
 def test_probability_is_that_of_the_actual_class():
     interp = SimpleNamespace(
         pred_class=torch.tensor([1]),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from ..errors import InputError
 from ..plots import LINES
@@ -47,6 +48,9 @@ def plot_reliability(
     axis.grid(alpha=0.3)
     below.bar(predicted, counts, width=0.03, color=LINES[0][0])
     below.set(yscale="log", xlabel="Tumour probability", ylabel="Patches")
+    below.set_ylim(bottom=0.8)  # a single patch is seen too
+    below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    below.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

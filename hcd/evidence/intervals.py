@@ -182,8 +182,8 @@ def _checked(scores, labels, groups):
         held = set(group[labels == label])
         if len(held) == 1:
             raise InputError(
-                f"all patches of label {label} lie in one group, {str(names[held.pop()])[:60]!r}, so"
-                " how far groups differ cannot be told; use patches of more groups"
+                f"all patches of label {label} lie in one group, {str(names[held.pop()])[:60]!r},"
+                " so how far groups differ cannot be told; use patches of more groups"
             )
     return scores, labels.astype(int), group, names
 

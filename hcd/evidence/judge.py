@@ -51,14 +51,14 @@ class Judgement:
         lines = [f"AUC {self.value:.4f}"]
         if self.auc:
             lines.append(
-                f"  95 % interval over {self.auc.groups:,} {self.what}s:"
+                f"  95 % interval over {self.auc.groups:,} {plural(self.what)}:"
                 f" {_interval(self.auc.interval)}"
                 + (" (fewer than 50, often too narrow)" if self.auc.groups < 50 else "")
             )
             low, high = self.auc.without
             lines.append(f"  without one of them: {low:.4f} to {high:.4f}")
         else:
-            lines.append(f"  no interval over {self.what}s: {self.why_not}")
+            lines.append(f"  no interval over {plural(self.what)}: {self.why_not}")
         if self.patch_auc:
             lines.append(
                 f"  as if {self.patches:,} patches had nothing in common:"
@@ -71,11 +71,11 @@ class Judgement:
             f" intercept {found.intercept:+.2f}"
         )
         if self.temperature:
-            after = self.temperature.after.expected_error
+            before, after = self.temperature.before, self.temperature.after
             lines.append(
                 f"  with temperature {self.temperature.value:.2f}, on the other half of the"
-                f" {self.what}s: expected error {self.temperature.before.expected_error:.4f} ->"
-                f" {after:.4f}"
+                f" {plural(self.what)}: expected error {before.expected_error:.4f} ->"
+                f" {after.expected_error:.4f}"
             )
         return "\n".join(lines)
 
@@ -146,6 +146,12 @@ def judge_predictions(
         temperature,
         why_not,
     )
+
+
+def plural(what: str) -> str:
+    """Return "slides" and "islands of tissue"."""
+    head, of, rest = what.partition(" of ")
+    return f"{head}s{of}{rest}"
 
 
 def _rate_row(probabilities, labels, groups, threshold):

@@ -52,6 +52,21 @@ class Overlaps:
         np.add.at(counts, second, same[first])
         return counts[self.copies]
 
+    def shared_with(self, chosen: np.ndarray) -> np.ndarray:
+        """Say which patches share tissue with another one that is chosen.
+
+        Args:
+            chosen: (N,) bool.
+        Returns:
+            (N,) bool.
+        """
+        count = len(self.ids)
+        by_copy = np.bincount(self.copies, chosen, count)  # chosen ones with the same pixels
+        found: np.ndarray = np.zeros(count, bool)
+        for one, other in (self.pairs.T, self.pairs.T[::-1]):
+            found[one[by_copy[other] > 0]] = True
+        return found[self.copies] | (by_copy[self.copies] - chosen > 0)
+
     def first(self, count: int) -> "Overlaps":
         """Return the overlaps among the first `count` patches alone."""
         kept = self.pairs[:, 1] < count

@@ -5,14 +5,11 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -34,7 +31,7 @@ from ..errors import InputError, InputTypeError
 from ..learner import build_shapes
 from ..reader import augment, read_patch
 from ..recipe import Recipe
-from .card import CLASSES, MOST_BYTES, card_notes, make_card, read_card
+from .card import CLASSES, MOST_BYTES, card_notes, make_card, read_card, with_temperature
 
 CARD, WEIGHTS, NOTES = "card.json", "model.safetensors", "README.md"
 
@@ -194,6 +191,27 @@ def _refuse_others_files(folder):
         )
 
 
+def write_temperature(folder: StrPath, temperature: float) -> Path:
+    """Put a temperature on the card of a saved model, whose weights stay as they are.
+
+    Args:
+        folder: see `load_bundle`. temperature: see `fit_temperature`.
+    Returns:
+        Path of the folder.
+    Raises:
+        FileNotFoundError, InputError: no such model, or no such temperature; nothing is written
+        then. OSError: the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    for name in (CARD, NOTES):
+        refuse_link(folder / name)
+    card, content = with_temperature(read_card(_existing(folder / CARD))[0], float(temperature))
+    for name, written in ((CARD, content), (NOTES, card_notes(card).encode())):
+        with whole_write(folder / name) as file:
+            file.write(written)
+    return folder
+
+
 def load_bundle(folder: StrPath) -> Bundle:
     """Load what `save_bundle` wrote; nothing in it is run, and every field, shape and hash is
     checked.
@@ -242,16 +260,37 @@ def predict_image(bundle: Bundle, path: Any, calibrated: bool = False) -> Predic
 
     Source: In 45.
     """
-    require_bundle(bundle, "predict_image")
+    if not (hasattr(bundle, "recipe") and hasattr(bundle, "model")):
+        raise InputTypeError(
+            f"predict_image was given a {type(bundle).__name__} where a Bundle belongs; save the"
+            " learner with save_bundle and give what load_bundle returns"
+        )
     if not isinstance(path, (str, os.PathLike)):
         raise InputTypeError(
             f"predict_image was given {type(path).__name__} where a file's path belongs; write the"
             " image to a file and give its path"
         )
+    weights = next(bundle.model.parameters())
+    if weights.is_meta or bundle.model.training:
+        raise InputError(
+            "the bundle's model is in training mode or has no weights; load it again with"
+            " load_bundle, or call bundle.model.eval()"
+        )
     temperature = _temperature(bundle) if calibrated else 1
-    batch = prepared(bundle, read_patch(path, bundle.recipe)[None])
-    with refused_crops(bundle, path), torch.inference_mode():
-        logits = bundle.model(batch)
+    recipe = bundle.recipe.plain()
+    # leaves the generators of the caller alone
+    crop = augment(read_patch(path, recipe), recipe, random.Random(0))
+    batch = normalised(torch.from_numpy(crop)[None], recipe, weights)
+    try:
+        with torch.inference_mode():
+            logits = bundle.model(batch)
+    except RuntimeError as error:
+        # a card may ask for a crop that its network's pooling leaves nothing of
+        reason = " ".join(str(error).split())[:120].replace(". ", ", ")
+        raise InputError(
+            f"{path}: the model cannot take crops of {recipe.crop_size} px ({reason}); restore its"
+            " card, or train with a larger crop_size"
+        ) from error
     probability = float(torch.softmax(logits.double() / temperature, 1)[0, 1])
     if not math.isfinite(probability):
         raise InputError(
@@ -261,48 +300,17 @@ def predict_image(bundle: Bundle, path: Any, calibrated: bool = False) -> Predic
     return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
 
 
-def require_bundle(bundle: Bundle, name: str) -> None:
-    """Require a loaded model that is ready to predict; name: of the function it was given to."""
-    if not (hasattr(bundle, "recipe") and hasattr(bundle, "model")):
-        raise InputTypeError(
-            f"{name} was given a {type(bundle).__name__} where a Bundle belongs; save the learner"
-            " with save_bundle and give what load_bundle returns"
-        )
-    weights = next(bundle.model.parameters())
-    if weights.is_meta or bundle.model.training:
-        raise InputError(
-            "the bundle's model is in training mode or has no weights; load it again with"
-            " load_bundle, or call bundle.model.eval()"
-        )
-
-
-def prepared(bundle: Bundle, patches: np.ndarray) -> torch.Tensor:
-    """Return the normalised centre crops of patches, as the model takes them.
+def normalised(crops: torch.Tensor, recipe: Recipe, weights: torch.Tensor) -> torch.Tensor:
+    """Make a batch of crops.
 
     Args:
-        bundle: see `load_bundle`. patches: (N, H, W, 3) uint8 RGB of the recipe's size.
+        crops: (N, H, W, 3) float32 RGB in [0, 1]. recipe: `mean` and `std`. weights: of the model,
+            whose device and type the batch takes.
     Returns:
-        (N, 3, crop_size, crop_size) tensor of the model's type, where the model is.
+        (N, 3, H, W), contiguous.
     """
-    recipe, weights = bundle.recipe.plain(), next(bundle.model.parameters())
-    # leaves the generators of the caller alone
-    crops = np.stack([augment(patch, recipe, random.Random(0)) for patch in patches])
-    batch = (torch.from_numpy(crops) - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
+    batch = (crops - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
     return batch.to(weights.device, weights.dtype).permute(0, 3, 1, 2).contiguous()
-
-
-@contextmanager
-def refused_crops(bundle: Bundle, path: Any) -> Iterator[None]:
-    """Turn a model's failure over the size of its crops into a sentence: a card may ask for a crop
-    that its network's pooling leaves nothing of."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:120].replace(". ", ", ")
-        raise InputError(
-            f"{path}: the model cannot take crops of {bundle.recipe.crop_size} px ({reason});"
-            " restore its card, or train with a larger crop_size"
-        ) from error
 
 
 def _temperature(bundle):

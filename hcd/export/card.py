@@ -145,6 +145,17 @@ def make_card(
     return card, content
 
 
+def with_temperature(card: dict, temperature: float) -> tuple[dict, bytes]:
+    """Return a card, and its JSON as bytes, with another temperature.
+
+    Raises:
+        InputError: it is none.
+    """
+    card = {**card, "temperature": temperature}
+    _check_rules("the card", card)
+    return card, json.dumps(card, indent=1, allow_nan=False).encode()
+
+
 def read_card(path: Path) -> tuple[dict, Recipe]:
     """Read a card and check every field; nothing in it is run, whatever it holds.
 

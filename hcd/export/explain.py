@@ -1,37 +1,86 @@
-"""Where a loaded model looks in one file."""
+"""Where a loaded model looks in one image file."""
 
+import random
+from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
 
-from ..gradcam import compute_map
-from ..reader import read_patch
-from .bundle import Bundle, prepared, refused_crops, require_bundle
+from ..engine.layers import find_layer
+from ..errors import InputError
+from ..gradcam import find_method, hooked_backward
+from ..reader import augment, read_patch
+from .bundle import Bundle, Prediction, normalised, predict_image
+from .card import CLASSES
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where a model looks in one file.
+
+    Attributes:
+        prediction: what `predict_image` says of the file.
+        category: the class that the heatmap speaks for, 0 negative or 1 tumour.
+        method: its name for a caption, such as "LayerCAM". layer: the layer whose map it is.
+        heatmap: (h, w) float32; of any sign by Grad-CAM, 0 or more by the others.
+        gray: (crop_size, crop_size) float32 in [0, 1], the crop that the heatmap covers.
+    """
+
+    prediction: Prediction
+    category: int
+    method: str
+    layer: str
+    heatmap: np.ndarray
+    gray: np.ndarray
+
+    @property
+    def title(self) -> str:
+        """Caption with the map's real size, such as "LayerCAM for tumour, 11 x 11 map"."""
+        height, width = self.heatmap.shape
+        return f"{self.method} for {CLASSES[self.category]}, {height} x {width} map"
 
 
 def explain_image(
     bundle: Bundle,
-    path: Any,
+    image: Any,
     method: str = "layer_cam",
     size: int | None = 11,
-    category: int = 1,
-) -> np.ndarray:
-    """Compute the heatmap of one image file with a loaded model.
+    category: int | None = None,
+) -> Explanation:
+    """Show where a loaded model looks in one image file, for the tumour or another class.
 
     Args:
-        bundle: see `load_bundle`.
-        path: an 8-bit RGB patch of the size that the recipe names, 96 x 96 px.
-        method: "layer_cam", "hires_cam" or "grad_cam", the walkthrough's.
-        size: least side of the map, in cells; None takes the model's last map, which is 2 x 2 for
-            DenseNet at 90 px and cannot point at the centre.
-        category: whose logit is explained: 1 for tumour, 0 for negative.
+        bundle: see `load_bundle`; left as it is, without gradients.
+        image: path of a file, as `predict_image` takes it; the centre crop is explained.
+        method: "grad_cam", "hires_cam" or "layer_cam".
+        size: least side of the map; the last layer with such a map gives it, see
+            `engine.layers.find_layer`. None takes the body's last map, which for DenseNet at 90 px
+            is 2 x 2 and cannot point at the centre.
+        category: class whose logit is explained, 0 negative or 1 tumour; None takes the tumour,
+            whatever is predicted.
     Returns:
-        (h, w) float32 array that covers the centre crop_size px of the patch; 0 or above, but for
-        `grad_cam`. The model is left as it was.
+        Explanation.
     Raises:
-        FileNotFoundError, InputError: as `predict_image`, or no such method, map or category.
+        FileNotFoundError, InputError, InputTypeError: as `predict_image`, or no such method, size
+            or class.
     """
-    require_bundle(bundle, "explain_image")
-    batch = prepared(bundle, read_patch(path, bundle.recipe)[None])
-    with refused_crops(bundle, path):
-        return compute_map(bundle.model, batch, category, method, size)
+    name, to_map = find_method(method)
+    category = 1 if category is None else category
+    if category not in (0, 1):
+        raise InputError(
+            f"category={category!r} is no class; give 0 for negative, 1 for tumour or None for"
+            " tumour"
+        )
+    prediction = predict_image(bundle, image)
+    recipe = bundle.recipe.plain()
+    # leaves the generators of the caller alone
+    crop = augment(read_patch(image, recipe), recipe, random.Random(0))
+    batch = normalised(torch.from_numpy(crop)[None], recipe, next(bundle.model.parameters()))
+    layer, name_of_layer = None, "0"
+    if size is not None:
+        name_of_layer, layer = find_layer(bundle.model, batch, size)
+    heatmap = to_map(*hooked_backward(bundle.model, batch, int(category), layer)).numpy()
+    gray = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).clip(0, 1)
+    return Explanation(prediction, int(category), name, name_of_layer, heatmap, gray)

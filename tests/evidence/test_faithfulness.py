@@ -1,157 +1,255 @@
-"""Heatmaps of toy networks that are known to read one place alone."""
+"""Toys whose truth is known: a network that reads only the centre of a patch and one that reads
+only what is around it."""
 
-import cv2
+import json
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from hcd import InputError, Recipe, heatmap_faithfulness
-from hcd.disk.images import encode_tiff
-from hcd.evidence.faithfulness import _centre_share, _possible_shares
+from hcd import InputError, Recipe, heatmap_faithfulness, load_bundle, save_bundle
+from hcd.evidence.faithfulness import Faithfulness
 from hcd.export.bundle import Bundle
 
-RECIPE = Recipe.sample(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-CENTRE = slice(29, 61)  # of the crop of 90 px
+COUNT = 24
 
 
-class Reads(nn.Module):
-    """Lets one place of the crop through, and nothing else."""
+class Window(nn.Module):
+    """Lets through a part of the map."""
 
-    def __init__(self, centre):
+    def __init__(self, mask):
         super().__init__()
-        place = torch.zeros(1, 1, 90, 90)
-        place[..., CENTRE, CENTRE] = 1
-        self.register_buffer("place", place if centre else 1 - place)
+        self.register_buffer("mask", mask)
 
-    def forward(self, images):
-        return images * self.place
+    def forward(self, x):
+        return x * self.mask
 
 
-def toy(centre):
-    """A network that tells by the texture of the centre, or of the ring around it, alone."""
-    torch.manual_seed(0)
-    edges = nn.Conv2d(3, 4, 3, padding=1)
+def toy(part):
+    """A network that counts sharp dots of green in a part of the crop, "centre" or "ring": maps of
+    90, 30 and 2 px."""
+    mask = torch.zeros(90, 90)
+    if part == "centre":
+        mask[30:60, 30:60] = 1  # a dot's surroundings of 1 px lie within 29 to 60 too
+    else:
+        mask[:] = 1
+        mask[28:62, 28:62] = 0
+    dots = nn.Conv2d(3, 1, 3, padding=1)
     with torch.no_grad():
-        edges.weight.copy_(edges.weight - edges.weight.mean((2, 3), keepdim=True))
-        edges.bias.fill_(-0.3)  # so that what little a blur leaves is nothing
-    body = nn.Sequential(edges, nn.ReLU(), Reads(centre), nn.AvgPool2d(2))
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2, bias=False))
+        dots.weight.zero_()
+        dots.weight[0, 1] = torch.tensor([[0, -1, 0], [-1, 4, -1], [0, -1, 0]]) / 4
+        dots.bias.fill_(-0.21)  # 15 grey levels, which no blurred region reaches
+    body = nn.Sequential(dots, nn.ReLU(inplace=True), Window(mask), nn.AvgPool2d(3))
+    body.append(nn.AvgPool2d(15))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     with torch.no_grad():
-        head[2].weight.copy_(torch.tensor([[-1.0] * 4, [1.0] * 4]))
-    return Bundle(nn.Sequential(body, head).eval(), RECIPE, {})
+        head[2].weight.copy_(torch.tensor([[-1.0], [1]]))
+        head[2].bias.zero_()
+    return Bundle(nn.Sequential(body, head).eval(), Recipe(), {})
 
 
 @pytest.fixture(scope="module")
-def patches(tmp_path_factory):
-    """Files whose centre and whose ring are rough in half of the patches, either for itself."""
-    folder, rng = tmp_path_factory.mktemp("toy"), np.random.default_rng(0)
-    paths, centres, rings = [], [], []
-    for number in range(40):
-        centre, ring = number % 2, number // 2 % 2
-        smooth = rng.integers(120, 136, (96, 96, 3)).astype(np.uint8)
-        rough = rng.integers(30, 226, (96, 96, 3)).astype(np.uint8)
-        place = np.zeros((96, 96, 1), bool)
-        place[32:64, 32:64] = True
-        patch = np.where(place, rough if centre else smooth, rough if ring else smooth)
-        path = folder / f"{number}.tif"
-        path.write_bytes(encode_tiff(np.ascontiguousarray(patch)))
-        paths.append(path)
-        centres.append(centre)
-        rings.append(ring)
-    return paths, np.array(centres), np.array(rings)
+def patches():
+    """Patches of noise that is strong or weak in the centre and, independently, around it.
+
+    Returns: (N, 96, 96, 3) uint8, and the labels that centre and ring deserve.
+    """
+    generator = np.random.default_rng(0)
+    centre, ring = np.arange(COUNT) % 2, np.arange(COUNT) // 2 % 2
+    level = np.where(ring, 40, 15)[:, None, None, None] * np.ones((1, 96, 96, 1))
+    level[:, 32:64, 32:64] = np.where(centre, 40, 15)[:, None, None, None]
+    noise = generator.normal(128, 1, (COUNT, 96, 96, 3)) - 128
+    return (128 + level * noise).clip(0, 255).astype(np.uint8), {"centre": centre, "ring": ring}
 
 
-@pytest.mark.parametrize("method", ["layer_cam", "hires_cam"])
-def test_a_network_that_reads_the_centre_is_found_to(patches, method):
-    paths, centres, _ = patches
-    found = heatmap_faithfulness(toy(True), paths, centres, method=method, progress=False)
-    assert found.centre_share > 0.9 and found.can_localise and found.maps == 20
-    assert found.auc == found.auc_centre_only == 1 and found.auc_without_centre < 0.7
+def measured(part, patches, **options):
+    images, labels = patches
+    options = {"progress": False, **options}
+    return heatmap_faithfulness(toy(part), images, labels[part], **options)
 
 
-@pytest.mark.parametrize("method", ["layer_cam", "hires_cam"])
-def test_a_network_that_reads_the_ring_is_found_to(patches, method):
-    paths, _, rings = patches
-    found = heatmap_faithfulness(toy(False), paths, rings, method=method, progress=False)
-    assert found.centre_share < 0.05
-    assert found.auc == found.auc_without_centre == 1 and found.auc_centre_only < 0.7
+@pytest.mark.parametrize("method", ["layer_cam", "hires_cam", "grad_cam"])
+def test_the_centre_network_and_the_ring_network(patches, method):
+    centre, ring = (measured(part, patches, method=method) for part in ("centre", "ring"))
+    assert centre.centre_share > 0.9
+    assert ring.centre_share < 0.05
+    for found in (centre, ring):
+        assert found.can_localise and found.empty_maps == 0 and found.patches == COUNT
+        assert (found.method, found.layer, found.map_size) == (method, "0.3", (30, 30))
+        assert found.centre_chance == pytest.approx((32 / 90) ** 2)
+        assert found.centre_share_range[0] == 0 and found.centre_share_range[1] == 1
+        assert found.auc == 1
+    assert (centre.auc_outside_blurred, centre.auc_centre_blurred) == (1, 0.5)
+    assert (ring.auc_outside_blurred, ring.auc_centre_blurred) == (0.5, 1)
+    assert centre.blur_sigma == ring.blur_sigma == 10
 
 
-@settings(deadline=None, max_examples=100)
-@given(st.lists(st.floats(0, 1e6, width=32), min_size=4, max_size=4))
-def test_no_map_of_2_by_2_can_point_at_the_centre(values):
-    """0.126 of every such map lies there, whatever the network does."""
-    heatmap = np.array(values, np.float32).reshape(2, 2)
-    if heatmap.max() > 1e-20:
-        assert abs(_centre_share(heatmap, 90) - (32 / 90) ** 2) < 1e-4
-    low, high = _possible_shares((2, 2), 90)
-    assert abs(low - 0.1264) < 1e-4 and abs(high - 0.1264) < 1e-4
-
-
-def test_what_maps_of_other_sizes_can_show():
-    for size, most in ((3, 0.4), (5, 0.9), (11, 0.99)):
-        low, high = _possible_shares((size, size), 90)
-        assert low < 0.05 and high > most
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        heatmap = rng.random((5, 5)).astype(np.float32) ** 4
-        assert low <= _centre_share(heatmap, 90) <= high
-
-
-def test_shares_are_of_the_map_as_it_is_drawn():
-    """OpenCV's bilinear interpolation as the other opinion."""
-    heatmap = np.random.default_rng(1).random((11, 11)).astype(np.float32)
-    large = cv2.resize(heatmap, (90, 90), interpolation=cv2.INTER_LINEAR)
-    wanted = large[CENTRE, CENTRE].sum() / large.sum()
-    assert abs(_centre_share(heatmap, 90) - wanted) < 1e-4
-    assert _centre_share(np.full((7, 7), 3, np.float32), 90) == pytest.approx((32 / 90) ** 2)
-    assert np.isnan(_centre_share(np.full((7, 7), -3, np.float32), 90))
-
-
-def test_masks_say_where_the_tumour_is(patches):
-    paths, centres, _ = patches
-    masks = np.zeros((40, 96, 96), bool)
-    masks[centres == 1, 32:64, 32:64] = True
-    masks[1] = False  # a mask without tumour is left out
-    found = heatmap_faithfulness(toy(True), paths, centres, masks, progress=False)
-    assert found.mask_share == pytest.approx(found.centre_share, abs=0.01)
-    assert found.chance_mask_share == pytest.approx((32 / 90) ** 2)
-    assert heatmap_faithfulness(toy(True), paths, centres, progress=False).mask_share is None
-
-
-def test_a_map_of_the_patch_and_not_of_the_model_is_unmasked(patches):
-    """The toy's map is of what it lets through, whatever the weights are: they hardly matter."""
-    paths, centres, _ = patches
-    found = heatmap_faithfulness(toy(True), paths, centres, progress=False)
-    assert found.random_correlation > 0.5
-    record = found.as_dict()
-    assert record["can_localise"] and record["size"] == (45, 45)
-
-
-def test_the_same_call_gives_the_same(patches):
-    paths, centres, _ = patches
-    state = torch.get_rng_state()
-    first, second = (
-        heatmap_faithfulness(toy(True), paths[:8], centres[:8], progress=False) for _ in range(2)
-    )
-    assert first == second
-    torch.manual_seed(0)
-    torch.set_rng_state(state)
-
-
-def test_what_does_not_fit(patches, refused):
-    paths, centres, _ = patches
-    with refused(InputError, "for 40 patches"):
-        heatmap_faithfulness(toy(True), paths, centres[:-1])
-    with refused(InputError, "hold [1]"):
-        heatmap_faithfulness(toy(True), paths, np.ones(40, int))
-    with refused(InputError, "(39, 96, 96)", "(40, 96, 96)"):
-        heatmap_faithfulness(toy(True), paths, centres, np.zeros((39, 96, 96), bool))
-    blind = toy(True)
+@pytest.mark.parametrize("part", ["centre", "ring"])
+def test_the_toys_read_what_they_are_said_to_read(patches, part):
+    inside = torch.zeros(90, 90, dtype=torch.bool)
+    inside[29:61, 29:61] = True
+    batch = torch.randn(4, 3, 90, 90, generator=torch.Generator().manual_seed(0))
+    model = toy(part).model
     with torch.no_grad():
-        blind.model[1][2].weight.zero_()
-    with refused(InputError, "none of the 20 heatmaps"):
-        heatmap_faithfulness(blind, paths, centres, progress=False)
+        before = model(batch)
+        within, around = (model(batch + 9 * torch.randn_like(batch) * m) for m in (inside, ~inside))
+    unmoved, moved = (around, within) if part == "centre" else (within, around)
+    assert torch.equal(before, unmoved) and (before - moved).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("part", ["centre", "ring"])
+def test_the_2_x_2_map_of_either_is_reported_as_unable_to_localise(patches, part):
+    found = measured(part, patches, size=None)
+    assert found.map_size == (2, 2) and not found.can_localise
+    assert found.centre_share == pytest.approx(0.1264, abs=1e-4)
+    assert found.centre_share_range == pytest.approx((0.1264, 0.1264), abs=1e-4)
+    assert found.auc == 1
+
+
+def test_masks(patches):
+    masks = np.zeros((COUNT, 96, 96), bool)
+    masks[:, 32:64, 32:64] = True
+    found = measured("centre", patches, masks=masks)
+    assert found.mask_share == found.centre_share and found.masked_maps == COUNT
+    assert found.mask_chance == pytest.approx(found.centre_chance)
+    masks[0] = True  # of all and of nothing there is nothing to tell
+    masks[1:5] = False
+    masks[5:] = ~masks[5:]
+    found = measured("centre", patches, masks=masks)
+    assert found.mask_share < 0.1 and found.masked_maps == COUNT - 5
+    assert found.mask_chance == pytest.approx(1 - found.centre_chance)
+    none = measured("centre", patches)
+    assert (none.mask_share, none.mask_chance, none.masked_maps) == (None, None, 0)
+
+
+def colour_reader():
+    """A network whose map is whatever its one convolution picks of the three colours."""
+    body = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.Softplus(), nn.AvgPool2d(5))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        body[0].weight.copy_(torch.tensor([[[[1.0]], [[0]], [[0]]]]))
+        head[2].weight.copy_(torch.tensor([[-1.0], [1]]))
+    return Bundle(nn.Sequential(body, head).eval(), Recipe(), {})
+
+
+def test_maps_that_weights_make_differ_from_those_of_other_weights(patches):
+    images, labels = patches
+    bundle, found = colour_reader(), []
+    for seed in range(8):
+        options = {"rng_seed": seed, "progress": False}
+        found.append(heatmap_faithfulness(bundle, images[:4], labels["centre"][:4], **options))
+    known = [f.randomised_correlation for f in found if f.correlated_maps]
+    # a head whose drawn weight is negative has no map that speaks for the tumour
+    assert {f.correlated_maps for f in found} == {0, 4} and len(known) >= 2
+    assert max(map(abs, known)) < 0.95 and len(set(known)) == len(known)
+    assert all(f.randomised_correlation is None for f in found if not f.correlated_maps)
+
+
+def test_maps_that_no_weight_makes_are_found_out(patches):
+    images, labels = patches
+    bundle = toy("centre")
+    fixed = nn.Sequential(Window(torch.rand(90, 90)), nn.AvgPool2d(5), nn.Softplus())
+    positive = nn.Linear(3, 2)
+    positive.reset_parameters = lambda: None  # else the sign of the drawn head decides
+    with torch.no_grad():
+        positive.weight.copy_(torch.tensor([[-1.0] * 3, [1] * 3]))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), positive)
+    bundle = replace(bundle, model=nn.Sequential(fixed, head).eval())
+    found = heatmap_faithfulness(bundle, images[:4], labels["centre"][:4], progress=False)
+    assert found.randomised_correlation == pytest.approx(1) and found.correlated_maps == 4
+    assert found.randomised_centre_share == pytest.approx(found.centre_share)
+
+
+def test_what_the_build_alone_comes_to(patches):
+    images, labels = patches
+    for part, low, high in (("centre", 0.9, 1), ("ring", 0, 0.05)):
+        shares = [
+            heatmap_faithfulness(
+                toy(part), images[:4], labels[part][:4], rng_seed=seed, progress=False
+            ).randomised_centre_share
+            for seed in range(6)
+        ]
+        # the window is no weight and stays; a drawn head may have no map for the tumour
+        known = [share for share in shares if share is not None]
+        assert known and all(low <= share <= high for share in known)
+
+
+def test_empty_maps_are_counted_and_left_out(patches):
+    images, labels = patches
+    images = images.copy()
+    images[:3] = 128
+    found = heatmap_faithfulness(toy("centre"), images, labels["centre"], progress=False)
+    assert found.empty_maps == 3 and found.centre_share > 0.9
+    bundle = toy("centre")
+    with torch.no_grad():
+        bundle.model[1][2].weight.neg_()
+    found = heatmap_faithfulness(bundle, images, labels["centre"], progress=False)
+    assert found.empty_maps == COUNT and found.centre_share is None
+    assert found.randomised_correlation is None and found.correlated_maps == 0
+
+
+def test_a_learner_a_bundle_files_and_pixels_give_the_same(learner, sample, tmp_path):
+    paths = sample.train_paths[:6]
+    labels = [0, 1, 0, 1, 1, 0]
+    bundle = load_bundle(save_bundle(learner, tmp_path / "model"))
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    modes = [module.training for module in learner.model.modules()]
+    found = heatmap_faithfulness(learner, paths, labels, progress=False)
+    assert found.map_size == (11, 11) and found.layer == "0.0.7"
+    pixels = np.stack([np.asarray(plain_read(path)) for path in paths])
+    for given, patches in ((bundle, paths), (bundle, pixels)):
+        other = heatmap_faithfulness(given, patches, np.array(labels), progress=False)
+        for name, value in asdict(other).items():
+            expected = getattr(found, name)
+            assert value == expected or value == pytest.approx(expected, rel=1e-4), name
+    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+    assert set(found.as_dict()) == set(Faithfulness.__dataclass_fields__)
+    assert all(torch.equal(v, before[n]) for n, v in learner.model.state_dict().items())
+    assert [module.training for module in learner.model.modules()] == modes
+    assert all(parameter.grad is None for parameter in learner.model.parameters())
+
+
+def plain_read(path):
+    from PIL import Image
+
+    return Image.open(path)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"labels": [0, 1, 1]}, "(3,)"),
+        ({"labels": [1] * COUNT}, "[1]"),
+        ({"labels": ["a"] * COUNT}, "['a']"),
+        ({"masks": np.zeros((COUNT, 90, 90), bool)}, "(24, 90, 90)"),
+        ({"masks": np.zeros((COUNT, 96, 96), np.uint8)}, "uint8"),
+        ({"masks": np.zeros((COUNT - 1, 96, 96), bool)}, "(23, 96, 96)"),
+        ({"patches": np.zeros((COUNT, 90, 90, 3), np.uint8)}, "(90, 90, 3)"),
+        ({"patches": np.zeros((COUNT, 96, 96, 3))}, "float64"),
+        ({"method": "cam"}, "method='cam'"),
+        ({"size": 100}, "size=100"),
+        ({"given": nn.Linear(1, 1)}, "Linear"),
+    ],
+)
+def test_what_cannot_be_measured(patches, refused, change, text):
+    images, labels = patches
+    options = {"given": toy("centre"), "patches": images, "labels": labels["centre"], **change}
+    with refused(InputError, text):
+        heatmap_faithfulness(**options, progress=False)
+
+
+def test_a_missing_file_and_a_model_without_an_answer(patches, tmp_path, refused):
+    images, labels = patches
+    with refused(FileNotFoundError, "none.tif"):
+        missing = [tmp_path / "none.tif"] * COUNT
+        heatmap_faithfulness(toy("ring"), missing, labels["ring"], progress=False)
+    bundle = toy("ring")
+    with torch.no_grad():
+        bundle.model[1][2].bias.fill_(float("nan"))
+    with refused(InputError, "nan", "finite"):
+        heatmap_faithfulness(bundle, images, labels["ring"], progress=False)
+    small = replace(toy("ring"), recipe=Recipe(crop_size=30))
+    with refused(InputError, "crop_size=30"):
+        heatmap_faithfulness(small, images, labels["ring"], progress=False)

@@ -1,12 +1,25 @@
-"""explain_image draws the map of the very crop that predict_image predicts."""
+"""A loaded model's heatmap of one file: right class, layer and crop, and nothing left behind."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-import hcd
-from hcd import InputError, explain_image, load_bundle, predict_image, read_image, save_bundle
-from hcd.errors import InputTypeError
+from hcd import (
+    InputError,
+    explain_image,
+    hires_cam,
+    hooked_backward,
+    layer_cam,
+    load_bundle,
+    predict_image,
+    read_cropped_image,
+    save_bundle,
+)
 
 
 @pytest.fixture(scope="module")
@@ -14,40 +27,80 @@ def bundle(learner, tmp_path_factory):
     return load_bundle(save_bundle(learner, tmp_path_factory.mktemp("explain") / "model"))
 
 
-def normalised_crop(path, recipe):
-    crop = read_image(path)[3:93, 3:93] / 255
-    values = (crop - np.array(recipe.mean)) / np.array(recipe.std)
-    return torch.from_numpy(values.astype(np.float32).transpose(2, 0, 1)[None].copy())
+def plain_batch(bundle, path):
+    crop = read_cropped_image(path, recipe=bundle.recipe.plain())
+    mean, std = np.float32(bundle.recipe.mean), np.float32(bundle.recipe.std)
+    return crop, torch.from_numpy(((crop - mean) / std).transpose(2, 0, 1)[None].copy())
 
 
-@pytest.mark.parametrize("category", [0, 1])
-def test_it_is_the_map_of_the_centre_crop(bundle, sample, category):
-    path = sample.test_path(sample.test_ids[0])
-    batch = normalised_crop(path, bundle.recipe)
-    last = hcd.grad_cam(*hcd.hooked_backward(bundle.model, batch, category)).numpy()
-    found = explain_image(bundle, path, "grad_cam", None, category)
-    np.testing.assert_allclose(found, last, rtol=1e-4, atol=1e-7)
-    fine = explain_image(bundle, path, category=category)
-    assert fine.shape == (11, 11) and fine.dtype == np.float32 and fine.min() >= 0
+def test_the_tumours_layer_cam_at_11_px_is_the_default(bundle, sample):
+    path = sample.test_paths[0]
+    crop, batch = plain_batch(bundle, path)
+    found = explain_image(bundle, path)
+    layer = bundle.model[0][0][7]
+    maps = [layer_cam(*hooked_backward(bundle.model, batch, c, layer)).numpy() for c in (0, 1)]
+    assert found.heatmap.shape == (11, 11) and found.heatmap.dtype == np.float32
+    np.testing.assert_allclose(found.heatmap, maps[1], rtol=1e-4, atol=1e-6 * maps[1].max())
+    assert not np.allclose(maps[0], maps[1], rtol=0.1)
+    other = explain_image(bundle, path, category=0)
+    np.testing.assert_allclose(other.heatmap, maps[0], rtol=1e-4, atol=1e-6 * maps[0].max())
+    np.testing.assert_allclose(found.gray, crop @ np.float32([0.299, 0.587, 0.114]), atol=1e-5)
+    assert found.prediction == predict_image(bundle, path)
+    assert (found.category, found.layer) == (1, "0.0.7")
+    assert found.title == "LayerCAM for tumour, 11 x 11 map"
+    assert other.title == "LayerCAM for negative, 11 x 11 map"
 
 
-def test_it_leaves_the_model_as_it_was(bundle, sample):
-    path = sample.test_path(sample.test_ids[0])
-    before = predict_image(bundle, path)
-    explain_image(bundle, path)
-    assert predict_image(bundle, path) == before
-    assert all(p.grad is None for p in bundle.model.parameters())
+def test_the_bodys_own_map(bundle, sample):
+    path = sample.test_paths[1]
+    found = explain_image(bundle, path, "hires_cam", size=None, category=1)
+    expected = hires_cam(*hooked_backward(bundle.model, plain_batch(bundle, path)[1], 1))
+    assert found.heatmap.shape == (5, 5)
+    np.testing.assert_allclose(found.heatmap, expected, rtol=1e-4, atol=1e-6)
+    assert bundle.model.get_submodule(found.layer) is bundle.model[0]
 
 
-def test_what_cannot_be_explained(bundle, sample, refused, tmp_path):
-    path = sample.test_path(sample.test_ids[0])
-    with refused(InputError, "method='cam'"):
-        explain_image(bundle, path, "cam")
-    with refused(InputError, "category=2"):
-        explain_image(bundle, path, category=2)
-    with refused(InputError, "size=500"):
-        explain_image(bundle, path, size=500)
-    with refused(FileNotFoundError, "nothing.tif"):
-        explain_image(bundle, tmp_path / "nothing.tif")
-    with refused(InputTypeError, "explain_image was given a str"):
-        explain_image("model", path)
+def test_nothing_is_left_behind(bundle, sample):
+    before = {name: value.clone() for name, value in bundle.model.state_dict().items()}
+    states = random.getstate(), torch.get_rng_state()
+    explain_image(bundle, sample.test_paths[0])
+    assert all(parameter.grad is None for parameter in bundle.model.parameters())
+    assert all(parameter.requires_grad for parameter in bundle.model.parameters())
+    assert not any(m._forward_hooks or m.training for m in bundle.model.modules())
+    assert all(torch.equal(value, before[n]) for n, value in bundle.model.state_dict().items())
+    assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
+
+
+def test_what_predict_image_refuses(bundle, learner, sample, tmp_path, refused):
+    path = Path(sample.test_paths[0])
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(path.read_bytes()[:500])
+    for given, image, kind, text in [
+        (learner, path, TypeError, "Learner"),
+        (bundle, path.read_bytes(), TypeError, "bytes"),
+        (bundle, tmp_path / "none.tif", FileNotFoundError, "none.tif"),
+        (bundle, cut, InputError, "cut.tif"),
+        (replace(bundle, model=nn.Sequential(nn.Conv2d(3, 2, 1))), path, InputError, "training"),
+        (replace(bundle, recipe=replace(bundle.recipe, crop_size=4)), path, InputError, "4 px"),
+    ]:
+        with refused(kind, text) as predicted:
+            predict_image(given, image)
+        with refused(kind, text) as explained:
+            explain_image(given, image)
+        assert str(explained.value) == str(predicted.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"method": "cam"}, "method='cam'"),
+        ({"method": ["layer_cam"]}, "layer_cam"),
+        ({"size": 0}, "size=0"),
+        ({"size": 91}, "size=91"),
+        ({"category": 2}, "category=2"),
+        ({"category": "tumour"}, "category='tumour'"),
+    ],
+)
+def test_what_cannot_be_explained(bundle, sample, refused, wrong, text):
+    with refused(InputError, text):
+        explain_image(bundle, sample.test_paths[0], **wrong)

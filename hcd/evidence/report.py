@@ -1,0 +1,344 @@
+"""`hcd report`: what the numbers of a run are worth, on one page that opens anywhere."""
+
+import json
+import random
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+
+from ..dataset.opened import Dataset, open_dataset
+from ..dataset.slides import read_slides, slides_of
+from ..disk.whole import StrPath, parse_json, read_json, whole_write, write_json
+from ..errors import InputError
+from ..evaluate import score_predictions
+from ..export.bundle import Bundle, load_bundle, normalised
+from ..export.explain import explain_image
+from ..plots import Cell, plot_patch_grid, plot_roc
+from ..reader import augment, read_image, read_patch
+from .colour import colour_baseline
+from .faithfulness import heatmap_faithfulness
+from .figures import plot_group_aucs, plot_reliability
+from .intervals import clustered_difference
+from .judge import judge_predictions
+from .overlap import find_overlaps
+from .page import write_page
+
+MOST_BYTES = 1 << 24
+WORST = 8  # patches shown
+SPREAD, DRAWS = 5, 100  # patches whose loss is told over so many draws
+FEW = 3  # groups whose own AUCs make a figure
+MAPPED = 60  # tumour patches, and twice as many negative ones, that heatmaps are measured on
+MAPS = (
+    ("grad_cam", None),
+    ("hires_cam", 5),
+    ("hires_cam", 11),
+    ("layer_cam", 5),
+    ("layer_cam", 11),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a run has kept: its folder, metrics, validation predictions (id, label, probability,
+    loss), model, data set, and slides, None where they are not known."""
+
+    folder: Path
+    metrics: dict
+    valid: pd.DataFrame
+    bundle: Bundle
+    dataset: Dataset
+    slides: pd.DataFrame | None
+
+
+def write_report(
+    run: StrPath,
+    data_folder: StrPath | None = None,
+    slides: StrPath | None = None,
+    progress: bool = True,
+) -> dict:
+    """Write report.html and report.json into a run's folder.
+
+    Args:
+        run: folder of a finished run.
+        data_folder: its data set; None takes the one that it was run on.
+        slides: table of slides, see `read_slides`; None takes the run's, or slides.csv of the data
+            folder. Without one, groups are islands of patches that show the same tissue.
+        progress: show bars.
+    Returns:
+        the numbers, as they stand in report.json.
+    Raises:
+        FileNotFoundError, InputError: no finished run, one that has kept no predictions, or another
+        data set; nothing is written then.
+    """
+    kept = _read_run(Path(run).expanduser(), data_folder, slides)
+    numbers, figures = _measure(kept, progress)
+    numbers = parse_json(json.dumps(numbers, allow_nan=False))  # as they are read back
+    write_json(kept.folder / "report.json", numbers)
+    with whole_write(kept.folder / "report.html", "w") as file:
+        file.write(write_page(numbers, figures))
+    return numbers
+
+
+def _read_run(folder, data_folder, slides):
+    for name in ("metrics.json", "validation.csv", "model/card.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} is missing, and a report needs it; name the folder of a finished"
+                " run, or run it again with this hcd"
+            )
+    metrics = read_json(folder / "metrics.json", MOST_BYTES)
+    valid = _read_predictions(folder / "validation.csv")
+    bundle = load_bundle(folder / "model")
+    record = folder / "run.json"
+    parameters = read_json(record, MOST_BYTES).get("parameters", {}) if record.is_file() else {}
+    root = data_folder or parameters.get("data_folder") or folder / "data"
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"{root}, the data of {folder}, is missing; give --data DIR")
+    dataset = open_dataset(root)
+    known = valid[["id", "label"]].merge(dataset.labels, on=["id", "label"])
+    if len(known) < len(valid):
+        raise InputError(
+            f"{len(valid) - len(known)} of the {len(valid)} validation patches of {folder} are not"
+            f" in {root}, or have other labels there; give --data with the data set of that run"
+        )
+    table = read_slides(slides or parameters.get("slides_file"), dataset)
+    return Kept(folder, metrics, valid, bundle, dataset, table)
+
+
+def _read_predictions(path):
+    wanted = {"id": str, "label": int, "probability": float, "loss": float}
+    try:
+        table = pd.read_csv(path, dtype={"id": str})
+        return pd.DataFrame({name: table[name].astype(kind) for name, kind in wanted.items()})
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(
+            f"{path} is no table of predictions ({' '.join(str(error).split())[:100]}); restore it,"
+            " or run again"
+        ) from error
+
+
+def _measure(kept, progress):
+    """Return the numbers, a dict that JSON can hold, and the figures by name."""
+    labels = kept.dataset.labels
+    overlaps = find_overlaps(kept.dataset.train_paths, progress=progress)
+    position = pd.Series(range(len(labels)), labels["id"])[kept.valid["id"]].to_numpy()
+    if kept.slides is None:
+        groups, what = overlaps.islands[position], "island of tissue"
+    else:
+        groups, what = slides_of(kept.slides, kept.valid["id"]), "slide"
+    in_train: np.ndarray = np.ones(len(labels), bool)
+    in_train[position] = False
+    judged = judge_predictions(kept.valid["probability"], kept.valid["label"], groups, what)
+    test = _test(kept, progress)
+    colour = _colour(kept, in_train, position, groups, test, progress)
+    spread = _loss_spread(kept)
+    numbers = {
+        "run": kept.folder.resolve().name,
+        "arch": kept.bundle.recipe.arch,
+        "recipe": kept.bundle.card["recipe"],
+        "patches": {"training": int(in_train.sum()), "validation": len(position)},
+        "split": kept.metrics.get("split", "random"),  # older runs know no other
+        "leak": _leak(kept, overlaps, in_train, position),
+        "validation": {**judged.as_dict(), **colour["validation"]},
+        "test": {**test["judged"].as_dict(), **colour["test"]} if test else None,
+        "largest_losses": spread,
+        "heatmaps": _faithfulness(kept, progress),
+        "mapped": MAPPED,
+    }
+    return numbers, _figures(kept, judged, test)
+
+
+def _leak(kept, overlaps, in_train, position):
+    """Say how many validation patches share tissue with training, and the AUC of these and of the
+    others."""
+    shared = overlaps.shared_with(in_train)[position]
+    sizes = np.bincount(overlaps.islands)
+    found: dict = {
+        "share": float(shared.mean()),
+        "pairs": len(overlaps.pairs),
+        "islands": len(sizes),
+        "largest_island": int(sizes.max()),
+    }
+    for name, side in (("auc_shared", shared), ("auc_not_shared", ~shared)):
+        rows = kept.valid[side]
+        both = rows["label"].nunique() == 2
+        found[name] = float(roc_auc_score(rows["label"], rows["probability"])) if both else None
+    if kept.slides is not None:
+        slides = slides_of(kept.slides, kept.dataset.labels["id"])
+        same = np.isin(slides[position], slides[in_train])
+        found["slide_share"] = float(same.mean())
+    return found
+
+
+def _test(kept, progress):
+    """Judge the test predictions, where there are some and their answers; else None."""
+    answers, files = kept.dataset.test_labels, sorted(kept.folder.glob("*_submission.csv"))
+    if answers is None or len(files) != 1:
+        return None
+    predicted = pd.read_csv(files[0], dtype={"id": str})
+    table = predicted.merge(answers, on="id", suffixes=("_predicted", ""))
+    if len(table) != len(answers):
+        raise InputError(
+            f"{files[0]} does not answer for the test patches of {kept.dataset.root}; give --data"
+            " with the data set of that run"
+        )
+    what = "slide"
+    if kept.slides is not None and set(table["id"]) <= set(kept.slides["id"]):
+        groups = slides_of(kept.slides, table["id"])
+    else:
+        paths = [kept.dataset.test_path(name) for name in table["id"]]
+        groups, what = find_overlaps(paths, progress=progress).islands, "island of tissue"
+    judged = judge_predictions(table["label_predicted"], table["label"], groups, what)
+    return {"table": table, "groups": groups, "judged": judged}
+
+
+def _colour(kept, in_train, position, groups, test, progress):
+    """Train the colour baseline on the same split, and compare."""
+    paths = kept.dataset.train_paths
+    train = [path for path, wanted in zip(paths, in_train) if wanted]
+    others = [paths[i] for i in position]
+    others += [kept.dataset.test_path(name) for name in test["table"]["id"]] if test else []
+    labels = kept.dataset.labels["label"][in_train]
+    found = colour_baseline(train, labels, others, progress=progress)
+    sides = {"validation": _compared(kept.valid, "probability", found[: len(position)], groups)}
+    if test:
+        rest = found[len(position) :]
+        sides["test"] = _compared(test["table"], "label_predicted", rest, test["groups"])
+    return sides
+
+
+def _compared(table, name, colour, groups):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the page says how few groups there are
+            difference = clustered_difference(table[name], colour, table["label"], groups)
+        interval = list(difference.interval)
+    except InputError:  # the judgement says why there is no interval
+        interval = None
+    auc = float(roc_auc_score(table["label"], colour))
+    return {"colour_auc": auc, "above_colour": interval}
+
+
+def _loss_spread(kept):
+    """Tell how much of the mean loss the largest make, and what they are over many draws."""
+    losses = kept.valid["loss"].to_numpy()
+    worst, total = np.argsort(-losses, kind="stable")[:SPREAD], losses.sum()
+    rows = []
+    for i in worst:
+        drawn = draw_losses(
+            kept.bundle, kept.dataset.train_path(kept.valid["id"][i]), int(kept.valid["label"][i])
+        )
+        rows.append(
+            {
+                "id": kept.valid["id"][i],
+                "label": int(kept.valid["label"][i]),
+                "loss": float(losses[i]),
+                "share_of_mean": float(losses[i] / total),
+                "median": float(np.median(drawn)),
+                "upper_tenth": float(np.quantile(drawn, 0.9)),
+                "largest": float(drawn.max()),
+            }
+        )
+    return {"mean": float(losses.mean()), "draws": DRAWS, "patches": rows}
+
+
+def draw_losses(
+    bundle: Bundle, path: Any, label: int, draws: int = DRAWS, rng_seed: int = 0
+) -> np.ndarray:
+    """Compute the loss of one patch over many draws of its augmentation, in float32.
+
+    Args:
+        bundle: see `load_bundle`. path: file of a patch, or packed patch. label: 0 or 1.
+        draws: how many. rng_seed: of the draws.
+    Returns:
+        (draws,) float64 cross-entropy losses.
+    """
+    recipe, rng = bundle.recipe, random.Random(rng_seed)
+    patch, weights = read_patch(path, recipe), next(bundle.model.parameters())
+    losses = []
+    for start in range(0, draws, 50):
+        crops = [augment(patch, recipe, rng) for _ in range(min(50, draws - start))]
+        with torch.inference_mode():
+            batch = normalised(torch.from_numpy(np.stack(crops)), recipe, weights)
+            logits = bundle.model(batch).double()
+        losses.append(-torch.log_softmax(logits, 1)[:, label])
+    return torch.cat(losses).numpy()
+
+
+def _faithfulness(kept, progress):
+    rng = np.random.default_rng(0)
+    rows = [
+        rng.permutation(np.flatnonzero(kept.valid["label"] == label))[:MAPPED] for label in (0, 1)
+    ]
+    chosen = kept.valid.iloc[np.sort(np.concatenate(rows))]
+    paths = [kept.dataset.train_path(name) for name in chosen["id"]]
+    found = []
+    for method, size in MAPS:
+        try:
+            measured = heatmap_faithfulness(
+                kept.bundle, paths, chosen["label"], None, method, size, progress=progress
+            )
+            found.append(measured.as_dict())
+        except InputError as error:  # a network without such a map
+            found.append({"method": method, "size": size, "why_not": str(error).split("; ")[0]})
+    return found
+
+
+def _figures(kept, judged, test):
+    figures = {}
+    sides = [("validation", kept.valid, "probability", judged)]
+    if test:
+        sides.append(("test", test["table"], "label_predicted", test["judged"]))
+    for name, table, column, found in sides:
+        values = table[column].to_numpy(float)
+        score = score_predictions(np.stack([1 - values, values], 1), table["label"])
+        figures[f"roc_{name}"] = plot_roc(
+            score.false_positive_rate, score.true_positive_rate, score.auc
+        )
+        bins = found.calibration
+        figures[f"reliability_{name}"] = plot_reliability(
+            bins.predicted, bins.observed, bins.counts, bins.expected_error
+        )
+        groups = found.group_aucs
+        if len(groups) >= FEW:
+            figures[f"groups_{name}"] = plot_group_aucs(
+                groups["group"], groups["auc"], groups["patches"], found.value, found.what
+            )
+    figures["worst"] = _plot_worst(kept)
+    for figure in figures.values():
+        plt.close(figure)
+    return figures
+
+
+def _plot_worst(kept):
+    """Draw the patches with the largest losses, each above where the model found tumour in it."""
+    worst = kept.valid.sort_values("loss", ascending=False, kind="stable")[:WORST]
+    cells, maps = [], []
+    start = kept.bundle.recipe.margin
+    shown = slice(start, start + kept.bundle.recipe.crop_size)
+    for patch_id, label, probability, loss in worst.itertuples(index=False):
+        path = kept.dataset.train_path(patch_id)
+        crop = read_image(path)[shown, shown]
+        actual = "tumour" if label else "negative"
+        cells.append(Cell(crop, f"{actual}, p = {probability:.3f}\nloss {loss:.1f}"))
+        explained = _explained(kept.bundle, path)
+        maps.append(Cell(explained.gray, explained.title, explained.heatmap))
+    rows = []
+    for first in range(0, len(cells), 4):
+        rows.append(("Patch", cells[first : first + 4]))
+        rows.append(("Heatmap", maps[first : first + 4]))
+    return plot_patch_grid(rows, "The largest losses: actual label, tumour probability")
+
+
+def _explained(bundle, path):
+    try:
+        return explain_image(bundle, path, "hires_cam")
+    except InputError:  # a network whose maps are all smaller
+        return explain_image(bundle, path, "hires_cam", None)

@@ -1,0 +1,162 @@
+"""A report holds what its parts compute of a run, and opens as one page without a network."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import hcd
+from hcd import InputError, draw_losses, load_bundle, write_report
+from hcd.cli import main
+
+
+@pytest.fixture(scope="module")
+def reported(run_folder, tmp_path_factory):
+    """A copy of the shared run, with its report, and the report's numbers."""
+    folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("report") / "a <run> & more")
+    return folder, write_report(folder, progress=False)
+
+
+class Page(HTMLParser):
+    """What a page refers to, and whether its tags close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_numbers_are_those_of_the_parts(reported, sample):
+    folder, numbers = reported
+    assert json.loads((folder / "report.json").read_text()) == numbers
+    valid = pd.read_csv(folder / "validation.csv")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert numbers["validation"]["auc"] == pytest.approx(metrics["valid_auc"], abs=1e-9)
+    assert numbers["test"]["auc"] == pytest.approx(metrics["test_auc"], abs=1e-9)
+    assert numbers["patches"] == {"training": 45, "validation": 15}
+    judged = hcd.judge_predictions(
+        valid["probability"], valid["label"], np.arange(15), "island of tissue"
+    )
+    assert numbers["validation"]["interval_over_groups"] == list(judged.auc.interval)
+    assert numbers["leak"]["share"] == 0 and numbers["leak"]["islands"] == 60
+    train = sample.labels[~sample.labels["id"].isin(valid["id"])]
+    colour = hcd.colour_baseline(
+        [sample.train_path(name) for name in train["id"]],
+        train["label"],
+        [sample.train_path(name) for name in valid["id"]],
+        progress=False,
+    )
+    found = roc_auc_score(valid["label"], colour)
+    assert numbers["validation"]["colour_auc"] == pytest.approx(found)
+
+
+def test_the_largest_losses_are_told_over_many_draws(reported, sample):
+    folder, numbers = reported
+    valid = pd.read_csv(folder / "validation.csv").sort_values("loss", ascending=False)
+    rows = numbers["largest_losses"]["patches"]
+    assert [row["id"] for row in rows] == valid["id"][:5].tolist()
+    assert rows[0]["share_of_mean"] == pytest.approx(valid["loss"].max() / valid["loss"].sum())
+    bundle = load_bundle(folder / "model")
+    drawn = draw_losses(bundle, sample.train_path(rows[0]["id"]), rows[0]["label"])
+    assert len(drawn) == 100 and rows[0]["median"] == pytest.approx(np.median(drawn))
+    assert rows[0]["largest"] == drawn.max() > drawn.min()
+
+
+def test_a_draws_loss_is_the_cross_entropy_of_what_the_reader_draws(reported, sample):
+    import random
+
+    import torch
+
+    folder, _ = reported
+    bundle, path = load_bundle(folder / "model"), sample.train_paths[0]
+    rng = random.Random(0)
+    for found in draw_losses(bundle, path, 1, draws=3):
+        crop = hcd.read_cropped_image(path, recipe=bundle.recipe, rng=rng)
+        values = (crop - np.float32(bundle.recipe.mean)) / np.float32(bundle.recipe.std)
+        with torch.inference_mode():
+            logits = bundle.model(torch.from_numpy(values.transpose(2, 0, 1)[None].copy()))
+        wanted = torch.nn.functional.cross_entropy(logits, torch.tensor([1]))
+        assert found == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_the_page_is_whole_and_asks_for_nothing(reported):
+    folder, numbers = reported
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert not page.open and page.links
+    for link in page.links:
+        kind, _, content = link.partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(content).startswith(b"\x89PNG")
+    assert "http" not in text and "<script" not in text
+    assert "a <run> & more" in page.text  # escaped
+    assert f"{numbers['validation']['auc']:.4f}" in page.text
+    shown = re.sub(r"\s+", " ", page.text)
+    assert "15 islands of tissue" in shown and "random split" in shown
+    assert not re.search(r"\b(None|nan|inf|Undefined)\b", page.text)
+
+
+def test_slides_are_the_groups_where_they_are_known(run_folder, sample, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    ids = [*sample.labels["id"], *sample.test_ids]
+    rows = [f"{name},slide_{number % 7}" for number, name in enumerate(ids)]
+    table = tmp_path / "map.csv"
+    table.write_text("\n".join(["id,wsi", *rows, ""]))
+    numbers = write_report(folder, slides=table, progress=False)
+    assert numbers["validation"]["groups_are"] == numbers["test"]["groups_are"] == "slide"
+    assert numbers["leak"]["slide_share"] == 1
+    assert "Fewer than 50 groups" in (folder / "report.html").read_text()
+
+
+def test_the_command_line(run_folder, sample, tmp_path, capsys):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    assert load_bundle(folder / "model").card["temperature"] is None
+    assert main(["report", str(folder), "--calibrate"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("validation AUC ") and out[-1] == str(folder / "report.html")
+    numbers = json.loads((folder / "report.json").read_text())
+    temperature = numbers["validation"]["temperature"]
+    assert load_bundle(folder / "model").card["temperature"] == temperature
+    assert f"{temperature:.4g}" in (folder / "model/README.md").read_text()
+    patch = sample.test_paths[0]
+    assert main(["predict", str(folder), str(patch), "--calibrated"]) == 0
+    found = float(capsys.readouterr().out.split("\t")[2])
+    plain = hcd.predict_image(load_bundle(folder / "model"), patch).probability
+    assert found == pytest.approx(hcd.with_temperature([plain], temperature)[0], abs=1e-6)
+
+
+def test_what_cannot_be_reported(run_folder, sample, cut_slides, tmp_path, refused):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    other, _ = cut_slides(tmp_path / "other")
+    with refused(InputError, "15 of the 15 validation patches", "--data"):
+        write_report(folder, other.root)
+    with refused(FileNotFoundError, "nowhere", "--data DIR"):
+        write_report(folder, tmp_path / "nowhere")
+    valid = (folder / "validation.csv").read_text()
+    for content in ("id,label\na,0\n", valid.replace("0.", "x."), "", "\0\0"):
+        (folder / "validation.csv").write_text(content)
+        with refused(InputError, "validation.csv"):
+            write_report(folder)
+    (folder / "validation.csv").unlink()
+    with refused(FileNotFoundError, "validation.csv is missing", "run it again"):
+        write_report(folder)
+    assert not list(folder.glob("report.*"))
+    with refused(FileNotFoundError, "metrics.json is missing"):
+        write_report(tmp_path)
