@@ -68,6 +68,14 @@ setup(
         "ipython>=7.23.1,<10",
     ],
     extras_require={
-        "test": ["pytest>=7.4", "hypothesis>=6.90", "psutil>=5.9", "ruff>=0.6", "mypy>=1.11"],
+        "pcam": ["h5py>=3.10"],  # reads PatchCamelyon's files
+        "test": [
+            "pytest>=7.4",
+            "hypothesis>=6.90",
+            "psutil>=5.9",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "h5py>=3.10",
+        ],
     },
 )

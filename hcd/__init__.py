@@ -22,6 +22,7 @@ _MODULES = {
     "dataset.opened": ("Dataset", "open_dataset", "pixel_digests", "verify_patches"),
     "dataset.pack": ("PackedFolder", "PackedPatch", "copy_patch"),
     "dataset.packer": ("PackReport", "pack_dataset"),
+    "dataset.pcam": ("ImportReport", "import_pcam"),
     "dataset.sample": ("make_sample",),
     "dataset.slides": ("read_slides",),
     "disk.whole": ("write_json",),

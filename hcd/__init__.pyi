@@ -13,6 +13,8 @@ from .dataset.pack import PackedPatch as PackedPatch
 from .dataset.pack import copy_patch as copy_patch
 from .dataset.packer import PackReport as PackReport
 from .dataset.packer import pack_dataset as pack_dataset
+from .dataset.pcam import ImportReport as ImportReport
+from .dataset.pcam import import_pcam as import_pcam
 from .dataset.sample import make_sample as make_sample
 from .dataset.slides import read_slides as read_slides
 from .disk.whole import write_json as write_json

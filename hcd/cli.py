@@ -1,4 +1,4 @@
-"""`hcd run | predict | check | pack`: parse, call, print.
+"""`hcd run | predict | check | pack | import`: parse, call, print.
 
 What a command needs is imported when it runs, so that help and usage errors wait for no library.
 """
@@ -44,10 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _refuse_empty(options) -> None:
     """Turn down empty names of files and folders, such as a shell's unset variable leaves."""
-    for name in ("data", "output", "resume", "into", "csv", "model", "slides"):
+    words = {"data": "DIR", "model": "MODEL", "source": "DIR", "folder": "OUT", "run": "RUN"}
+    for name in ("data", "output", "resume", "into", "csv", "slides", *words):
         if getattr(options, name, None) == "":
-            is_flag = name != "model" and (name != "data" or options.command is run)
-            shown = f"--{name}" if is_flag else {"data": "DIR", "model": "MODEL"}[name]
+            is_flag = name not in words or name == "data" and options.command in (run, report)
+            shown = f"--{name}" if is_flag else words[name]
             rest = f", or leave {shown} out altogether" if is_flag else ""
             raise InputError(f'{shown} "" names nothing; give a name{rest}')
     if "" in getattr(options, "images", ()):
@@ -205,13 +206,23 @@ def pack(options) -> int:
     return 0
 
 
+def import_pcam(options) -> int:
+    """Import PatchCamelyon and print what came of it."""
+    from .dataset.pcam import import_pcam
+
+    report = import_pcam(options.source, options.folder, options.map_only)
+    print(json.dumps(report.as_dict(), indent=1) if options.json else report.text())
+    return 0
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         prog="hcd", description="Histopathologic cancer detection in fastai v1."
     )
     parser.add_argument("--version", action="version", version=f"hcd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_add_run, _add_predict, _add_check, _add_audit, _add_report, _add_pack):
+    adders = (_add_run, _add_predict, _add_report, _add_check, _add_audit, _add_pack, _add_import)
+    for add in adders:
         add(commands)
     return parser
 
@@ -295,6 +306,22 @@ def _add_pack(commands):
     add = command.add_argument
     add("data", metavar="DIR", help="folder in the competition's layout")
     add("--into", metavar="FOLDER", help="folder to get tables and pack; default: beside the files")
+
+
+def _add_import(commands):
+    command = commands.add_parser(
+        "import", help="write another data set's files in the competition's layout"
+    )
+    sources = command.add_subparsers(required=True, metavar="source")
+    command = sources.add_parser(
+        "pcam", help="PatchCamelyon's official HDF5 files; needs pip install 'hcd[pcam]'"
+    )
+    command.set_defaults(command=import_pcam)
+    add = command.add_argument
+    add("source", metavar="DIR", help="folder of camelyonpatch_level_2_split_*, gzipped or not")
+    add("folder", metavar="OUT", help="folder to fill, or with --map-only the competition's")
+    add("--map-only", action="store_true", help="write only slides.csv (id,wsi) for OUT's ids")
+    add("--json", action="store_true", help="print JSON, for machines")
 
 
 def _add_recipe_flag(group, field, meaning):
