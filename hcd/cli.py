@@ -1,4 +1,4 @@
-"""`hcd run | predict | check | pack | import`: parse, call, print.
+"""`hcd run | predict | report | check | audit | pack | import`: parse, call, print.
 
 What a command needs is imported when it runs, so that help and usage errors wait for no library.
 """

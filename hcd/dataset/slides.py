@@ -1,5 +1,6 @@
 """Which slide was a patch cut from? The community's table of ids and slides."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ def read_slides(
 
     Args:
         path: CSV file, columns id and wsi (the slide's name); None or "" takes slides.csv of the
-            data folder, where it is there.
+            data folder, where it is there; one that does not fit is left out with a warning,
+            unless the split needs it.
         dataset: the whole of it, before patches are left out.
         recipe: one that splits by slides needs the table.
     Returns:
@@ -32,14 +34,23 @@ def read_slides(
             patches, all of them.
     """
     own = table_file(dataset.root, TABLE)
-    if not path and not own.exists():
-        if recipe.split == "slides":
+    if path:
+        return _read(Path(path).expanduser(), dataset)
+    if recipe.split == "slides":
+        if not own.exists():
             raise InputError(
                 f"split='slides' needs the slide of each patch, and {dataset.root} holds no"
                 f" {TABLE}; give --slides FILE with the columns id,wsi, or take split='islands'"
             )
+        return _read(own, dataset)
+    try:
+        return _read(own, dataset) if own.exists() else None
+    except InputError as error:  # nobody asked for it, and islands of tissue do as well
+        warnings.warn(f"slides are not told apart: {error}", UserWarning, stacklevel=2)
         return None
-    path = Path(path).expanduser() if path else own
+
+
+def _read(path, dataset):
     table = read_ids(path, "wsi")
     nameless = table["wsi"].str.strip() == ""
     if nameless.any():

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 
+from ..dataset.masks import read_masks
 from ..dataset.opened import Dataset, open_dataset
 from ..dataset.slides import read_slides, slides_of
 from ..disk.whole import StrPath, parse_json, read_json, whole_write, write_json
@@ -279,11 +280,12 @@ def _faithfulness(kept, progress):
     ]
     chosen = kept.valid.iloc[np.sort(np.concatenate(rows))]
     paths = [kept.dataset.train_path(name) for name in chosen["id"]]
+    masks = read_masks(kept.dataset, chosen["id"], kept.bundle.recipe.original_size)
     found = []
     for method, size in MAPS:
         try:
             measured = heatmap_faithfulness(
-                kept.bundle, paths, chosen["label"], None, method, size, progress=progress
+                kept.bundle, paths, chosen["label"], masks, method, size, progress=progress
             )
             found.append(measured.as_dict())
         except InputError as error:  # a network without such a map

@@ -70,6 +70,18 @@ def test_a_table_that_does_not_fit(cut, tmp_path, refused):
         read_slides(tmp_path / "nowhere.csv", dataset)
 
 
+def test_an_own_table_that_does_not_fit_is_left_out_with_a_warning(cut, refused):
+    """As an import of PatchCamelyon without every _meta.csv leaves it; nobody asked for it."""
+    dataset, slides = cut
+    write(dataset.root / "slides.csv", lines(slides)[1:])
+    with pytest.warns(UserWarning, match="slides are not told apart: .* is missing"):
+        assert read_slides(None, dataset) is None
+    with refused(InputError, "is missing"):
+        read_slides(dataset.root / "slides.csv", dataset)
+    with refused(InputError, "is missing"):
+        read_slides(None, dataset, Recipe(split="slides"))
+
+
 def test_a_split_by_slides_needs_a_table(sample, refused):
     with refused(InputError, "split='slides'", sample.root):
         read_slides(None, sample, replace(Recipe(), split="slides"))
