@@ -27,7 +27,7 @@ from .engine.given import (
 )
 from .engine.saving import Learner
 from .errors import InputError
-from .reader import apply_draw, draw_augmentation, read_patch
+from .reader import apply_draw, draw_augmentation, draw_size, read_patch
 from .runs.checkpoint import Checkpoints, NoCheckpoints, names_digest, weights_digest
 
 
@@ -141,8 +141,9 @@ class DrawnCrops(Dataset):
 
     def __init__(self, dataset, passes):
         self.items = dataset.x
-        self.draws = np.empty((passes, len(self.items), 7), np.int16)
-        for drawn in self.draws.reshape(-1, 7):
+        size = draw_size(self.items.recipe)
+        self.draws = np.empty((passes, len(self.items), size), np.int16)
+        for drawn in self.draws.reshape(-1, size):
             drawn[:] = draw_augmentation(self.items.recipe)
             if dataset.tfmargs:
                 random.random()  # as `Crop.apply_tfms` does after each read

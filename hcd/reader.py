@@ -13,6 +13,7 @@ from .disk.pillow import other_kind
 from .disk.tiff import plain_rgb
 from .errors import InputError
 from .recipe import Recipe
+from .stain import DARKEST, DRAWN, draw_stains, jitter_stains
 
 CONVERT = (
     "convert it, for example with Pillow's Image.open(name).convert('RGB').save(new_name,"
@@ -131,7 +132,8 @@ def read_cropped_image(
 
 
 def augment(patch, recipe=Recipe(), rng=random):
-    """Draw one augmented crop of a patch: turn, shift, crop, flip, brightness, contrast.
+    """Draw one augmented crop of a patch: turn, shift, crop, flip, brightness, contrast, and where
+    the recipe has stain_jitter, stains.
 
     Args:
         patch: (original_size, original_size, 3) uint8 RGB.
@@ -148,9 +150,10 @@ def augment(patch, recipe=Recipe(), rng=random):
 
 
 def draw_augmentation(recipe=Recipe(), rng=random):
-    """Draw what `apply_draw` does to a patch, seven whole numbers: turn in degrees, first row and
-    column, two flips, brightness and contrast in percent. Their order is part of the result: golden
-    arrays and period parity depend on it.
+    """Draw what `apply_draw` does to a patch, whole numbers, as many as `draw_size` says: turn in
+    degrees, first row and column, two flips, brightness and contrast in percent, and with
+    stain_jitter those of `draw_stains`. Their order is part of the result: golden arrays and period
+    parity depend on it.
     """
     turn = rng.randint(-recipe.max_rotation, recipe.max_rotation)
     if recipe.quarter_turns:
@@ -160,18 +163,27 @@ def draw_augmentation(recipe=Recipe(), rng=random):
     mirror, upend = (rng.getrandbits(1), rng.getrandbits(1)) if recipe.flips else (0, 0)
     brightness = rng.randint(-recipe.max_brightness, recipe.max_brightness)
     contrast = rng.randint(-recipe.max_contrast, recipe.max_contrast)
-    return turn, down, right, mirror, upend, brightness, contrast
+    stains = draw_stains(rng) if recipe.stain_jitter else ()
+    return turn, down, right, mirror, upend, brightness, contrast, *stains
+
+
+def draw_size(recipe=Recipe()):
+    """Return how many numbers `draw_augmentation` draws."""
+    return 7 + (DRAWN if recipe.stain_jitter else 0)
 
 
 def apply_draw(patch, draw, recipe=Recipe()):
     """Return the crop of a patch that `draw_augmentation` has drawn; shapes as in `augment`."""
-    turn, down, right, mirror, upend, brightness, contrast = draw
+    turn, down, right, mirror, upend, brightness, contrast, *stains = draw
     size, crop = recipe.original_size, recipe.crop_size
     if turn:  # turning by 0 copies the patch exactly
         patch = cv2.warpAffine(patch, _turn_matrix(turn, size), (size, size))
     patch = patch[down : down + crop, right : right + crop]
     if mirror or upend:
         patch = cv2.flip(patch, -1 if mirror and upend else int(mirror))
+    if stains:
+        logs = cv2.LUT(patch, _log_table(brightness, contrast))
+        return jitter_stains(logs, stains, recipe.stain_jitter)
     return cv2.LUT(patch, _tone_table(brightness, contrast))
 
 
@@ -186,3 +198,9 @@ def _tone_table(brightness, contrast):
     so 256 cases say it all."""
     levels = np.arange(256) / 255 + brightness / 100.0
     return np.clip(levels * (1.0 + contrast / 100.0), 0, 1.0).astype(np.float32)
+
+
+@cache
+def _log_table(brightness, contrast):
+    """Return the natural logarithm of what each grey level becomes: (256,) float32."""
+    return np.log(np.maximum(_tone_table(brightness, contrast), DARKEST))

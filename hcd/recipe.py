@@ -30,6 +30,8 @@ class Recipe:
         max_contrast: largest change of contrast, in percent; 0 is off.
         quarter_turns: turn by 90 degrees either way too.
         flips: mirror the crop, left to right and upside down.
+        stain_jitter: largest change of each stain's concentration, as a share and as a shift, see
+            `stain.jitter_stains`; 0 is off, as in the walkthrough.
         valid_fraction: share of the labelled patches that is set aside for validation.
         split: what is set aside: "random" patches, whole "islands" of patches that show the same
             tissue, or whole "slides".
@@ -66,6 +68,7 @@ class Recipe:
     max_contrast: int = 5
     quarter_turns: bool = True
     flips: bool = True
+    stain_jitter: float = 0.0
     valid_fraction: float = 0.1
     split: str = "random"
     batch_size: int = 128
@@ -154,6 +157,7 @@ class Recipe:
             max_contrast=0,
             quarter_turns=False,
             flips=False,
+            stain_jitter=0.0,
         )
 
     @property
@@ -221,6 +225,10 @@ class Recipe:
         for name, most in (("max_rotation", 180), ("max_brightness", 100), ("max_contrast", 100)):
             value = getattr(self, name)
             _require(0 <= value <= most, f"{name}={value} is out of range; give 0 (off) to {most}")
+        _require(
+            0 <= self.stain_jitter < 1,
+            f"stain_jitter={self.stain_jitter} is out of range; give 0 (off) to below 1",
+        )
         require_shallow_corners(size, crop, self.max_rotation, self.max_shift, self.quarter_turns)
 
     def _check_training(self):

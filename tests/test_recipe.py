@@ -38,6 +38,7 @@ WALKTHROUGH = {  # written down from the walkthrough's cells, not from hcd
     "tta_passes": 12,
     "rng_seed": None,
     "fast": False,  # ours, and off
+    "stain_jitter": 0.0,  # ours, and off
     "split": "random",  # what the walkthrough does; the others are ours
 }
 
@@ -150,6 +151,7 @@ LIMITS = [  # field, the last admissible values, the first that are not
     ("max_rotation", (0, 4), (5, 180, 181, -1)),
     ("max_brightness", (0, 100), (101, -1)),
     ("max_contrast", (0, 100), (101, -1)),
+    ("stain_jitter", (0, 0.2, 0.999), (1, -0.1)),
     ("batch_size", (2,), (1, 0)),
     ("sweep_iterations", (2,), (1,)),
     ("head_epochs", (1,), (0,)),

@@ -45,7 +45,7 @@ DESIGN_NAMES = [
 # each room may import from the rooms of its own line and of the lines above it
 ORDER = [
     "errors disk",
-    "corners recipe reader stats",
+    "corners recipe reader stain stats",
     "engine",
     "runs",
     "learner predict",
