@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import cv2
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from ..disk.images import encode_tiff
 from ..disk.parallel import usable_cpus
-from .pcam_files import Side
+from .pcam_files import PATCH, Side
 
 MOST_THREADS = 8  # the disk is the bound, and each holds a batch in memory
 CENTRE = slice(32, 64)  # px, of rows and of columns: what the label speaks of
@@ -135,24 +136,38 @@ def _batch_writer(patches, masks, side, scratch, folder, save) -> Callable:
     """Return the function that writes the kept patches of a batch, and counts (masks, masks that
     contradict their label)."""
     ids, labels = side["id"].tolist(), side["label"].to_numpy()
+    head, tail = _around_pixels()
     kept = (side["fate"] == "kept").to_numpy()
+    # the kernel lets one thread at a time make a file in a folder, and the others burn their time
+    one_writer = Lock()
 
     def write(start):
         pixels = patches.read(start)
         rows = np.flatnonzero(kept[start : start + len(pixels)])
-        for row in rows.tolist():
-            save(f"{scratch}/{folder}/{ids[start + row]}.tif", encode_tiff(pixels[row]))
-        if masks is None:
-            return 0, 0
-        tumour = masks.read(start, len(pixels))[..., 0] > 0
-        rows = rows[tumour[rows].any(axis=(1, 2))]
-        for row in rows.tolist():
-            png = cv2.imencode(".png", tumour[row] * np.uint8(255))[1].tobytes()
-            save(f"{scratch}/masks/{ids[start + row]}.png", png)
-        centre = tumour[:, CENTRE, CENTRE].any(axis=(1, 2))
-        return len(rows), int((centre != labels[start : start + len(pixels)]).sum())
+        pngs, odd = {}, 0
+        if masks is not None:
+            tumour = masks.read(start, len(pixels))[..., 0] > 0
+            for row in rows[tumour[rows].any(axis=(1, 2))].tolist():
+                pngs[row] = cv2.imencode(".png", tumour[row] * np.uint8(255))[1].tobytes()
+            centre = tumour[:, CENTRE, CENTRE].any(axis=(1, 2))
+            odd = int((centre != labels[start : start + len(pixels)]).sum())
+        with one_writer:
+            for row in rows.tolist():
+                tiff = b"".join((head, pixels[row].data, tail))
+                save(f"{scratch}/{folder}/{ids[start + row]}.tif", tiff)
+            for row, png in pngs.items():
+                save(f"{scratch}/masks/{ids[start + row]}.png", png)
+        return len(pngs), odd
 
     return write
+
+
+def _around_pixels():
+    """Return the bytes that stand before and behind the pixels of every patch that `encode_tiff`
+    encodes, which alone takes longer than hashing and writing."""
+    white: np.ndarray = np.full(PATCH, 255, np.uint8)
+    head, _, tail = encode_tiff(white).partition(white.tobytes())
+    return head, tail
 
 
 def _save(path, content):
