@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from benchmarks import auc, cold, plain, startup
+from benchmarks import auc, audit, cold, curve, plain, startup
 from benchmarks.rows import drawn, require_equal
 
 import hcd
@@ -137,3 +137,35 @@ def test_the_cold_command_reads_files_and_pack(sample, tmp_path, capsys, monkeyp
         f"{state}, {order}" for order in ("random order", "in order") for state in ("cold", "warm")
     ]
     assert not list(tmp_path.iterdir()) and sorted(sample.root.rglob("*")) == before
+
+
+@pytest.mark.long
+def test_the_audit_command_finds_what_it_has_cut(capsys):
+    audit.main(["--patches", "300"])
+    line = capsys.readouterr().out.splitlines()[2]
+    count, pairs, time, _, memory = line.strip("| ").split(" | ")
+    assert count == "300" and int(pairs) > 100
+    assert time.endswith(" s") and memory.endswith(" GiB")
+
+
+@pytest.mark.long
+def test_the_curve_command_trains_judges_and_goes_on(cut_slides, tmp_path, capsys):
+    dataset, _ = cut_slides(tmp_path / "data", slides=12)
+    (dataset.root / "slides.csv").unlink()
+    answers = [f"{name},{number % 2}" for number, name in enumerate(dataset.test_ids)]
+    (dataset.root / "test_labels.csv").write_text("\n".join(["id,label", *answers, ""]))
+    options = ["--data", str(dataset.root), "--into", str(tmp_path / "kept"), "--no-pretrained"]
+    options += ["--arch=squeezenet1_1", "--rng-seeds", "0", "--patches", "100", "130"]
+    curve.main([*options, "--figure", str(tmp_path / "curve.png")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| 100", "islands"],
+        ["| 100", "random"],
+        ["| 130", "islands"],
+        ["| 130", "random"],
+    ]
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    curve.main(options)
+    assert capsys.readouterr().out.splitlines() == lines
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == kept

@@ -66,8 +66,10 @@ def audit(root):
     """Run the command on a folder; return its report and the most memory that it had, in bytes."""
     command = [sys.executable, "-m", "hcd.cli", "audit", str(root), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    report = json.loads(process.stdout.read())
-    _, _, usage = os.wait4(process.pid, 0)
+    with process.stdout:
+        report = json.loads(process.stdout.read())
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
     return report, usage.ru_maxrss * 1024
 
 
