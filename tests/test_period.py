@@ -103,7 +103,7 @@ def play_walkthrough(name, folder):
         "model_name": name,
         "remove_outliers": False,
         "back_to_stage1": False,
-        "slides_file": "",
+        "slides": None,
         "ClassificationInterpretation": ClassificationInterpretation,
     }
 

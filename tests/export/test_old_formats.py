@@ -74,9 +74,9 @@ def test_a_card_without_a_recipe_field_takes_its_default(old, refused):
     bundle = hcd.load_bundle(old / "model")
     assert bundle.recipe.fast is False and bundle.recipe.tta_passes == 12
     card = json.loads((old / "model/card.json").read_text())
-    card["recipe"]["stain_jitter"] = 0.1
+    card["recipe"]["elastic_turns"] = 0.1
     (old / "model/card.json").write_text(json.dumps(card))
-    with refused(hcd.InputError, "card.json", "stain_jitter", "unknown"):
+    with refused(hcd.InputError, "card.json", "elastic_turns", "unknown"):
         hcd.load_bundle(old / "model")
 
 
@@ -101,9 +101,9 @@ def test_a_run_record_is_gone_on_with(old, refused):
     without(old / "run.json", "fast", "mean")
     assert resume_record(old, {})["parameters"]["recipe_changes"] == CHANGES
     content = json.loads((old / "run.json").read_text())
-    content["recipe"]["stain_jitter"] = 0.1
+    content["recipe"]["elastic_turns"] = 0.1
     (old / "run.json").write_text(json.dumps(content))
-    with refused(hcd.InputError, "run.json", "stain_jitter", "unknown"):
+    with refused(hcd.InputError, "run.json", "elastic_turns", "unknown"):
         resume_record(old, {})
 
 
@@ -135,9 +135,9 @@ def test_a_checkpoint_without_a_recipe_field_takes_its_default(dataset, old, tmp
         torch.save(content, path)
     require_whole(resumed(dataset, old / "checkpoints", tmp_path))
     content = load_tensors(old / "checkpoints/start.pth")
-    content["identity"]["stain_jitter"] = 0.1
+    content["identity"]["elastic_turns"] = 0.1
     torch.save(content, old / "checkpoints/start.pth")
-    with refused(hcd.InputError, "start.pth", "stain_jitter", "unknown"):
+    with refused(hcd.InputError, "start.pth", "elastic_turns", "unknown"):
         resumed(dataset, old / "checkpoints", tmp_path)
 
 
