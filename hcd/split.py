@@ -1,7 +1,6 @@
 """Which patches are set aside for validation: at random, or whole groups of them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from sklearn.utils import check_random_state
 from .dataset.opened import Dataset
 from .dataset.slides import slides_of
 from .errors import InputError
-from .evidence.overlap import find_overlaps
+from .evidence.overlap import BLOCK, find_overlaps
 from .recipe import Recipe
 
 
@@ -81,9 +80,12 @@ def evidence_groups(
         (N,) slides where they are known, else islands of tissue; and what they are, "slide" or
         "island of tissue".
     """
-    by = "islands" if slides is None else "slides"
-    groups = split_groups(dataset, replace(recipe, split=by), slides, progress)
-    return groups, "island of tissue" if slides is None else "slide"
+    if slides is not None:
+        return slides_of(slides, dataset.labels["id"]), "slide"
+    if recipe.original_size < BLOCK:  # no overlap can be told, and a run must not end here
+        return np.arange(len(dataset.labels)), "island of tissue"
+    overlaps = find_overlaps(dataset.train_paths, recipe=recipe, progress=progress)
+    return overlaps.islands, "island of tissue"
 
 
 def stratified_split(

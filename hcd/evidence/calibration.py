@@ -28,7 +28,7 @@ class Calibration:
         expected_error: expected calibration error, the mean over patches of how far the share of
             tumour in a bin of 15 equally wide ones lies from the bin's mean probability; 0 is best.
         slope: of the labels' logistic regression on the logit; 1 is best, and below 1 the
-            probabilities are too near to 0 and 1.
+            probabilities are too near to 0 and 1. Infinite where the logits part the labels.
         intercept: of the same with the slope held at 1; 0 is best, and below 0 the probabilities
             are too high all in all.
         predicted, observed: (B,) mean probability and share of tumour of each bin that holds
@@ -141,8 +141,13 @@ def with_temperature(probabilities: Any, temperature: float) -> np.ndarray:
 
 def _slope(logits, labels):
     positives, negatives = logits[labels == 1], logits[labels == 0]
-    if positives.min() > negatives.max():
-        return float("inf")  # the likelihood grows for ever
+    if logits.min() == logits.max():
+        return 0.0  # they tell nothing
+    # where they part the labels, the likelihood grows for ever
+    if positives.min() >= negatives.max():
+        return float("inf")
+    if positives.max() <= negatives.min():
+        return float("-inf")
     # so large a C leaves no penalty to speak of
     model = LogisticRegression(C=1e10, tol=1e-8, max_iter=1000)
     return float(model.fit(logits[:, None], labels).coef_[0, 0])

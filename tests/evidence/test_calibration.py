@@ -105,8 +105,10 @@ def test_the_auc_stays_the_same_to_the_bit(probabilities, temperature, rng_seed)
 def test_sure_answers_do_not_end_in_infinity():
     probabilities, labels = [0.0, 0.0, 1.0, 1.0, 0.0], [0, 0, 1, 1, 1]
     found = calibration(probabilities, labels)
-    assert np.isfinite([found.log_loss, found.slope, found.intercept]).all()
-    assert calibration([0.1, 0.2, 0.8], [0, 0, 1]).slope == float("inf")
+    assert np.isfinite([found.log_loss, found.intercept, found.brier]).all()
+    assert calibration([0.1, 0.2, 0.8], [0, 0, 1]).slope == found.slope == float("inf")
+    assert calibration([0.1, 0.2, 0.8], [1, 1, 0]).slope == float("-inf")
+    assert calibration([0.5, 0.5], [0, 1]).slope == 0
 
 
 def test_the_diagram_shows_the_bins(known):

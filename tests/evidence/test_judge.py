@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
@@ -71,6 +73,28 @@ def test_what_cannot_be_told_is_left_out_and_said(predictions):
     json.dumps(alone.as_dict(), allow_nan=False)
     few = judge_predictions(probabilities, labels, group // 6)
     assert "fewer than 50" in few.text()
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 1e-45, 0.1, 0.25, 0.5, 0.5000001, 0.9, 1 - 2**-24, 1]),
+            st.integers(0, 1),
+            st.integers(0, 4),
+        ),
+        min_size=0,
+        max_size=12,
+    )
+)
+def test_no_validation_set_ends_a_run_here(rows):
+    """However small it is and however sure the model: In 38 comes after hours."""
+    probabilities, labels, groups = zip((0.3, 0, 0), (0.6, 1, 0), *rows)
+    found = judge_predictions(np.float32(probabilities), labels, groups)
+    json.dumps(found.as_dict(), allow_nan=False)
+    assert found.text().startswith("AUC ")
+    bins = found.calibration
+    assert np.isfinite(bins.expected_error) and bins.counts.sum() == len(labels)
 
 
 def test_what_cannot_be_judged(refused):
