@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from benchmarks import auc, audit, cold, curve, plain, startup
+from benchmarks import auc, audit, cold, curve, plain, robust, startup
 from benchmarks.rows import drawn, require_equal
 
 import hcd
@@ -169,3 +169,23 @@ def test_the_curve_command_trains_judges_and_goes_on(cut_slides, tmp_path, capsy
     curve.main(options)
     assert capsys.readouterr().out.splitlines() == lines
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == kept
+
+
+@pytest.mark.long
+def test_the_robust_command_compares_each_change_with_the_plain_recipe(
+    cut_slides, tmp_path, capsys
+):
+    dataset, _ = cut_slides(tmp_path / "data", slides=12)
+    (dataset.root / "slides.csv").unlink()
+    answers = [f"{name},{number % 2}" for number, name in enumerate(dataset.test_ids)]
+    (dataset.root / "test_labels.csv").write_text("\n".join(["id,label", *answers, ""]))
+    options = ["--data", str(dataset.root), "--into", str(tmp_path / "kept"), "--no-pretrained"]
+    options += ["--arch=squeezenet1_1", "--rng-seeds", "0", "1", "--only", "stain jitter 0.2"]
+    robust.main(options)
+    plain, changed = capsys.readouterr().out.splitlines()[2:]
+    assert plain.startswith("| as it is | ") and plain.endswith(" |  |  |")
+    name, aucs, mean, difference, interval = changed.strip("| ").split(" | ")
+    assert name == "stain jitter 0.2" and len(aucs.split(", ")) == 2
+    assert float(difference) == pytest.approx(float(mean) - float(plain.split(" | ")[2]), abs=2e-4)
+    low, high = map(float, interval.split(" to "))
+    assert low < float(difference) < high
