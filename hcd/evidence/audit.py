@@ -73,7 +73,7 @@ class AuditReport:
         ]
         for count, title, side in rows:
             lines.append(
-                f"{count:11,}  {title:50}{'; '.join(self.examples.get(side, []))}".rstrip()
+                f"{count:11,}  {title:50}{''.join(self.examples.get(side, [])[:1])}".rstrip()
             )
         lines.append(
             f"{self.leaked_share:11.1%}  of the validation patches of a random {share} split show"
