@@ -3,6 +3,7 @@
 import json
 import random
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,22 @@ from sklearn.metrics import roc_auc_score
 from ..dataset.masks import read_masks
 from ..dataset.opened import Dataset, open_dataset
 from ..dataset.slides import read_slides, slides_of
-from ..disk.whole import StrPath, parse_json, read_json, whole_write, write_json
+from ..disk.whole import (
+    StrPath,
+    parse_json,
+    read_json,
+    refuse_link,
+    whole_write,
+    writable_folder,
+    write_json,
+)
 from ..errors import InputError
 from ..evaluate import score_predictions
 from ..export.bundle import Bundle, load_bundle, normalised
 from ..export.explain import explain_image
 from ..plots import Cell, plot_patch_grid, plot_roc
 from ..reader import augment, read_image, read_patch
+from ..recipe import SPLITS
 from .colour import colour_baseline
 from .faithfulness import heatmap_faithfulness
 from .figures import plot_group_aucs, plot_reliability
@@ -31,7 +41,7 @@ from .judge import judge_predictions
 from .overlap import find_overlaps
 from .page import write_page
 
-MOST_BYTES = 1 << 24
+PAGE, NUMBERS, MOST_BYTES = "report.html", "report.json", 1 << 24
 WORST = 8  # patches shown
 SPREAD, DRAWS = 5, 100  # patches whose loss is told over so many draws
 FEW = 3  # groups whose own AUCs make a figure
@@ -47,11 +57,11 @@ MAPS = (
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What a run has kept: its folder, metrics, validation predictions (id, label, probability,
-    loss), model, data set, and slides, None where they are not known."""
+    """What a run has kept: its folder, the kind of its split, validation predictions (id, label,
+    probability, loss), model, data set, and slides, None where they are not known."""
 
     folder: Path
-    metrics: dict
+    split: str
     valid: pd.DataFrame
     bundle: Bundle
     dataset: Dataset
@@ -81,8 +91,8 @@ def write_report(
     kept = _read_run(Path(run).expanduser(), data_folder, slides)
     numbers, figures = _measure(kept, progress)
     numbers = parse_json(json.dumps(numbers, allow_nan=False))  # as they are read back
-    write_json(kept.folder / "report.json", numbers)
-    with whole_write(kept.folder / "report.html", "w") as file:
+    write_json(kept.folder / NUMBERS, numbers)
+    with whole_write(kept.folder / PAGE, "w") as file:
         file.write(write_page(numbers, figures))
     return numbers
 
@@ -94,11 +104,19 @@ def _read_run(folder, data_folder, slides):
                 f"{folder / name} is missing, and a report needs it; name the folder of a finished"
                 " run, or run it again with this hcd"
             )
+    for name in PAGE, NUMBERS:
+        refuse_link(folder / name)
+    writable_folder(folder)  # better now than when all has been measured
     metrics = read_json(folder / "metrics.json", MOST_BYTES)
-    valid = _read_predictions(folder / "validation.csv")
+    split = metrics.get("split", "random") if isinstance(metrics, dict) else None
+    if split not in SPLITS:  # older runs know no other than the random one
+        raise InputError(
+            f"{folder / 'metrics.json'} names the split {str(split)[:60]!r} and not one of"
+            f" {', '.join(SPLITS)}; restore it, or run again"
+        )
+    valid = read_predictions(folder / "validation.csv", "probability", ("loss",))
     bundle = load_bundle(folder / "model")
-    record = folder / "run.json"
-    parameters = read_json(record, MOST_BYTES).get("parameters", {}) if record.is_file() else {}
+    parameters = _parameters(folder / "run.json")
     root = data_folder or parameters.get("data_folder") or folder / "data"
     if not Path(root).is_dir():
         raise FileNotFoundError(f"{root}, the data of {folder}, is missing; give --data DIR")
@@ -110,14 +128,41 @@ def _read_run(folder, data_folder, slides):
             f" in {root}, or have other labels there; give --data with the data set of that run"
         )
     table = read_slides(slides or parameters.get("slides_file"), dataset)
-    return Kept(folder, metrics, valid, bundle, dataset, table)
+    return Kept(folder, split, valid, bundle, dataset, table)
 
 
-def _read_predictions(path):
-    wanted = {"id": str, "label": int, "probability": float, "loss": float}
+def _parameters(path):
+    """Return the texts among the parameters of a run's record; none where it has no record."""
+    record = read_json(path, MOST_BYTES) if path.is_file() else {}
+    parameters = record.get("parameters") if isinstance(record, dict) else None
+    given = parameters.items() if isinstance(parameters, dict) else ()
+    return {name: value for name, value in given if isinstance(value, str)}
+
+
+def read_predictions(path: Path, column: str, others: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a table of predictions that a run has written.
+
+    Args:
+        path: CSV file. column: of the tumour probabilities. others: columns of numbers beside it.
+    Returns:
+        DataFrame, columns id, label (0 or 1, unless it is the column of probabilities),
+        probability, and the others.
+    Raises:
+        InputError: no such table, an id that stands twice, or a number that is none.
+    """
+    labels = [] if column == "label" else ["label"]
     try:
         table = pd.read_csv(path, dtype={"id": str})
-        return pd.DataFrame({name: table[name].astype(kind) for name, kind in wanted.items()})
+        table = table[["id", *labels, column, *others]].rename(columns={column: "probability"})
+        numbers = table.drop(columns="id").astype(float)
+        if not np.isfinite(numbers).all(axis=None) or table["id"].duplicated().any():
+            raise ValueError("a number is not finite, or an id stands twice")
+        if not numbers["probability"].between(0, 1).all():
+            raise ValueError("a probability is outside [0, 1]")
+        if labels and not numbers["label"].isin([0, 1]).all():
+            raise ValueError("a label is neither 0 nor 1")
+        table[numbers.columns] = numbers
+        return table.astype(dict.fromkeys(labels, "int64"))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(
             f"{path} is no table of predictions ({' '.join(str(error).split())[:100]}); restore it,"
@@ -145,7 +190,7 @@ def _measure(kept, progress):
         "arch": kept.bundle.recipe.arch,
         "recipe": kept.bundle.card["recipe"],
         "patches": {"training": int(in_train.sum()), "validation": len(position)},
-        "split": kept.metrics.get("split", "random"),  # older runs know no other
+        "split": kept.split,
         "leak": _leak(kept, overlaps, in_train, position),
         "validation": {**judged.as_dict(), **colour["validation"]},
         "test": {**test["judged"].as_dict(), **colour["test"]} if test else None,
@@ -183,8 +228,7 @@ def _test(kept, progress):
     answers, files = kept.dataset.test_labels, sorted(kept.folder.glob("*_submission.csv"))
     if answers is None or len(files) != 1:
         return None
-    predicted = pd.read_csv(files[0], dtype={"id": str})
-    table = predicted.merge(answers, on="id", suffixes=("_predicted", ""))
+    table = read_predictions(files[0], "label").merge(answers, on="id")
     if len(table) != len(answers):
         raise InputError(
             f"{files[0]} does not answer for the test patches of {kept.dataset.root}; give --data"
@@ -196,7 +240,7 @@ def _test(kept, progress):
     else:
         paths = [kept.dataset.test_path(name) for name in table["id"]]
         groups, what = find_overlaps(paths, progress=progress).islands, "island of tissue"
-    judged = judge_predictions(table["label_predicted"], table["label"], groups, what)
+    judged = judge_predictions(table["probability"], table["label"], groups, what)
     return {"table": table, "groups": groups, "judged": judged}
 
 
@@ -211,7 +255,7 @@ def _colour(kept, in_train, position, groups, test, progress):
     sides = {"validation": _compared(kept.valid, "probability", found[: len(position)], groups)}
     if test:
         rest = found[len(position) :]
-        sides["test"] = _compared(test["table"], "label_predicted", rest, test["groups"])
+        sides["test"] = _compared(test["table"], "probability", rest, test["groups"])
     return sides
 
 
@@ -297,7 +341,7 @@ def _figures(kept, judged, test):
     figures = {}
     sides = [("validation", kept.valid, "probability", judged)]
     if test:
-        sides.append(("test", test["table"], "label_predicted", test["judged"]))
+        sides.append(("test", test["table"], "probability", test["judged"]))
     for name, table, column, found in sides:
         values = table[column].to_numpy(float)
         score = score_predictions(np.stack([1 - values, values], 1), table["label"])

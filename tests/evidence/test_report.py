@@ -6,6 +6,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -125,6 +126,29 @@ def test_slides_are_the_groups_where_they_are_known(run_folder, sample, tmp_path
     assert "Fewer than 50 groups" in (folder / "report.html").read_text()
 
 
+def test_masks_are_used_where_they_are_and_no_record_is_needed(
+    run_folder, copy_of_sample, tmp_path, refused
+):
+    """As `hcd.run_walkthrough` leaves a run, on data that `hcd import pcam` has written."""
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    (folder / "run.json").unlink()
+    with refused(FileNotFoundError, folder / "data", "--data DIR"):
+        write_report(folder)
+    (copy_of_sample / "masks").mkdir()
+    valid = pd.read_csv(folder / "validation.csv")
+    mask = np.zeros((96, 96), np.uint8)
+    mask[40:70, 40:70] = 255
+    for name in valid["id"][valid["label"] == 1]:
+        cv2.imwrite(str(copy_of_sample / "masks" / f"{name}.png"), mask)
+    numbers = write_report(folder, copy_of_sample, progress=False)
+    rows = [row for row in numbers["heatmaps"] if row["masked_maps"]]
+    assert rows and rows[0]["mask_chance"] == pytest.approx(900 / 90**2)
+    assert "tumour's mask" in (folder / "report.html").read_text()
+    cv2.imwrite(str(copy_of_sample / "masks" / f"{name}.png"), mask[:50])
+    with refused(InputError, f"{name}.png", "96 x 50 px"):
+        write_report(folder, copy_of_sample, progress=False)
+
+
 def test_the_command_line(run_folder, sample, tmp_path, capsys):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     assert load_bundle(folder / "model").card["temperature"] is None
@@ -150,7 +174,19 @@ def test_what_cannot_be_reported(run_folder, sample, cut_slides, tmp_path, refus
     with refused(FileNotFoundError, "nowhere", "--data DIR"):
         write_report(folder, tmp_path / "nowhere")
     valid = (folder / "validation.csv").read_text()
-    for content in ("id,label\na,0\n", valid.replace("0.", "x."), "", "\0\0"):
+    ids, rows = valid.splitlines()[0], valid.splitlines()[1:]
+    faults = [
+        "id,label\na,0\n",
+        valid.replace("0.", "x."),
+        "",
+        "\0\0",
+        "\n".join([ids, *rows, rows[0]]),
+        "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0,1.5,0.1"]),
+        "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",2,0.5,0.1"]),
+        "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0,nan,0.1"]),
+        "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0,0.5,inf"]),
+    ]
+    for content in faults:
         (folder / "validation.csv").write_text(content)
         with refused(InputError, "validation.csv"):
             write_report(folder)
@@ -160,3 +196,31 @@ def test_what_cannot_be_reported(run_folder, sample, cut_slides, tmp_path, refus
     assert not list(folder.glob("report.*"))
     with refused(FileNotFoundError, "metrics.json is missing"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"parameters": 3}', '{"parameters": {"x": []}}'])
+def test_a_strangers_record_is_not_believed(run_folder, sample, tmp_path, content, refused):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    (folder / "run.json").write_text(content)
+    with refused(FileNotFoundError, "give --data DIR"):
+        write_report(folder)
+    for split in (["random"], "by hand", None):
+        metrics = json.loads((run_folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps({**metrics, "split": split}))
+        with refused(InputError, "metrics.json names the split", "random, islands, slides"):
+            write_report(folder, sample.root)
+    (folder / "metrics.json").write_text(content)
+    (folder / "report.html").symlink_to(tmp_path / "victim")
+    with refused(OSError, "report.html"):
+        write_report(folder, sample.root)
+
+
+def test_a_damaged_submission_is_named(run_folder, tmp_path, refused):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    (submission,) = folder.glob("*_submission.csv")
+    submission.write_text("id,label\nx,7\n")
+    with refused(InputError, submission, "outside [0, 1]"):
+        write_report(folder, progress=False)
+    submission.write_text("id,label\nx,0.7\n")
+    with refused(InputError, submission, "does not answer"):
+        write_report(folder, progress=False)
