@@ -35,6 +35,7 @@ from .runs.record import (
     start_record,
 )
 from .runs.tidy import tidy_run
+from .split import split_dataset
 
 
 def run(options) -> int:
@@ -170,7 +171,9 @@ def _new_run(options):
 def _check_slides(path, recipe, dataset):
     """Turn down a table of slides that the notebook would turn down, or that it cannot use."""
     if dataset is not None:
-        read_slides(path, dataset, recipe)
+        table = read_slides(path, dataset, recipe)
+        if recipe.split == "slides":  # that they leave both sides both labels, better now than then
+            split_dataset(dataset, recipe, table)
     elif path or recipe.split == "slides":
         raise InputError(
             f"{'--slides' if path else '--split slides'} is for a data set of your own, and the"

@@ -862,6 +862,8 @@ def test_slides_are_checked_before_a_run_begins(notebook, sample, cut_slides, tm
     """Neither a folder nor a kernel is started for a table that cannot be used."""
     dataset, _ = cut_slides(tmp_path / "data")
     table = dataset.root / "slides.csv"
+    one = tmp_path / "one.csv"
+    one.write_text("id,wsi\n" + "".join(f"{name},a\n" for name in sample.labels["id"]))
     output = ["--output", str(tmp_path / "run")]
     for flags, words in [
         (["--slides", str(table)], "give --data"),
@@ -871,6 +873,7 @@ def test_slides_are_checked_before_a_run_begins(notebook, sample, cut_slides, tm
         (["--data", str(sample.root), "--slides", str(table)], "is none of"),
         (["--data", str(sample.root), "--slides", str(tmp_path / "no.csv")], "no.csv is missing"),
         (["--data", str(sample.root), "--slides", ""], '--slides "" names nothing'),
+        (["--data", str(sample.root), "--slides", str(one), "--split=slides"], "1 group(s) of 60"),
     ]:
         refused(capfd, ["run", *flags, *output], words)
         assert not (tmp_path / "run").exists()

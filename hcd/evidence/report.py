@@ -173,7 +173,8 @@ def read_predictions(path: Path, column: str, others: Sequence[str] = ()) -> pd.
 def _measure(kept, progress):
     """Return the numbers, a dict that JSON can hold, and the figures by name."""
     labels = kept.dataset.labels
-    overlaps = find_overlaps(kept.dataset.train_paths, progress=progress)
+    recipe = kept.bundle.recipe
+    overlaps = find_overlaps(kept.dataset.train_paths, recipe=recipe, progress=progress)
     position = pd.Series(range(len(labels)), labels["id"])[kept.valid["id"]].to_numpy()
     if kept.slides is None:
         groups, what = overlaps.islands[position], "island of tissue"
@@ -187,7 +188,8 @@ def _measure(kept, progress):
     spread = _loss_spread(kept)
     numbers = {
         "run": kept.folder.resolve().name,
-        "arch": kept.bundle.recipe.arch,
+        "arch": recipe.arch,
+        "side": recipe.original_size,
         "recipe": kept.bundle.card["recipe"],
         "patches": {"training": int(in_train.sum()), "validation": len(position)},
         "split": kept.split,
@@ -239,7 +241,8 @@ def _test(kept, progress):
         groups = slides_of(kept.slides, table["id"])
     else:
         paths = [kept.dataset.test_path(name) for name in table["id"]]
-        groups, what = find_overlaps(paths, progress=progress).islands, "island of tissue"
+        overlaps = find_overlaps(paths, recipe=kept.bundle.recipe, progress=progress)
+        groups, what = overlaps.islands, "island of tissue"
     judged = judge_predictions(table["probability"], table["label"], groups, what)
     return {"table": table, "groups": groups, "judged": judged}
 
@@ -251,7 +254,7 @@ def _colour(kept, in_train, position, groups, test, progress):
     others = [paths[i] for i in position]
     others += [kept.dataset.test_path(name) for name in test["table"]["id"]] if test else []
     labels = kept.dataset.labels["label"][in_train]
-    found = colour_baseline(train, labels, others, progress=progress)
+    found = colour_baseline(train, labels, others, kept.bundle.recipe, progress)
     sides = {"validation": _compared(kept.valid, "probability", found[: len(position)], groups)}
     if test:
         rest = found[len(position) :]
