@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from . import __version__
@@ -66,13 +66,15 @@ def predict(options) -> int:
     """Print one line per image as it is answered: path, class, tumour probability. One that cannot
     be has its sentence in that place; exit code 1 then, or 2 where none could be answered."""
     from .disk.whole import whole_write
-    from .export.bundle import load_bundle, predict_image
+    from .export.bundle import load_bundle, predict_image, require_temperature
 
     if options.csv:
         _refuse_no_table(Path(options.csv))
     model = Path(options.model)
     of_a_run = not (model / "card.json").exists() and (model / "model/card.json").is_file()
     bundle = load_bundle(model / "model" if of_a_run else model)
+    if options.calibrated:
+        require_temperature(bundle)  # once, and not for every image
     rows, bad = [("path", "label", "probability")], 0
     for image in _images(options.images):
         try:
@@ -146,7 +148,9 @@ def audit(options) -> int:
     """Print how much tissue patches share; 0 when none do, 1 otherwise."""
     from .evidence.audit import audit_dataset
 
-    report = audit_dataset(options.data, options.slides)
+    side = options.original_size
+    recipe = replace(Recipe().plain(), original_size=side, crop_size=side, max_shift=0)
+    report = audit_dataset(options.data, options.slides, recipe)
     print(json.dumps(report.as_dict(), indent=1) if options.json else report.text())
     return 0 if report.clean else 1
 
@@ -281,6 +285,7 @@ def _add_audit(commands):
     add = command.add_argument
     add("data", metavar="DIR", help="folder in the competition's layout")
     add("--slides", metavar="FILE", help="CSV of id,wsi; default: slides.csv of the data folder")
+    add("--original-size", type=int, default=96, metavar="PX", help="side of a patch; default: 96")
     add("--json", action="store_true", help="print JSON, for machines")
 
 

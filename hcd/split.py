@@ -192,6 +192,26 @@ def _choose_groups(counts, valid_fraction, rng):
         after = left - counts[i]
         if (np.abs(after) / totals).sum() < (np.abs(left) / totals).sum():
             chosen[i], left = True, after
+    aside = counts[chosen].sum(0)
+    if (aside > 0).all() and (aside < totals).all():
+        return chosen
+    return _choose_two(counts, totals * valid_fraction, order)
+
+
+def _choose_two(counts, wanted, order):
+    """Set aside the one or two groups that come nearest to the wanted counts and leave both sides
+    every label; where no two do, no more do either. None where none do."""
+    chosen: np.ndarray = np.zeros(len(counts), bool)
+    # of many groups the smallest; their pairs alone could be millions
+    some = order[np.argsort(counts[order].sum(1), kind="stable")[:300]]
+    pairs = counts[some][:, None] + np.where(
+        np.eye(len(some), dtype=bool)[..., None], 0, counts[some]
+    )
+    totals = counts.sum(0)
+    distance = (np.abs(pairs - wanted) / totals).sum(2)
+    distance[~((pairs > 0) & (pairs < totals)).all(2)] = np.inf
+    if np.isfinite(distance).any():
+        chosen[some[list(np.unravel_index(distance.argmin(), distance.shape))]] = True
     return chosen
 
 

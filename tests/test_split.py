@@ -1,5 +1,6 @@
 """The random split equals sklearn's; grouped ones have no group, and no tissue, on both sides."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_a_split_that_leaves_a_side_without_a_label_is_refused(refused, labels, 
 
 @settings(deadline=None, max_examples=80)
 @given(
-    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1)), min_size=2, max_size=60),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 1)), min_size=2, max_size=40),
     st.floats(0.05, 0.95),
     st.integers(0, 2**32 - 1),
 )
@@ -99,6 +100,7 @@ def test_no_group_lies_on_both_sides(rows, fraction, rng_seed):
         train, valid = grouped_split(labels, groups, fraction, rng_seed)
     except InputError as error:
         assert "each side needs both labels" in str(error)
+        assert not can_be_split(labels, groups)
         return
     assert sorted([*train, *valid]) == list(range(len(labels)))
     assert not set(groups[train]) & set(groups[valid])
@@ -106,6 +108,32 @@ def test_no_group_lies_on_both_sides(rows, fraction, rng_seed):
     assert grouped_split(labels, groups, fraction, rng_seed)[1].tolist() == valid.tolist()
     names = [f"slide {group}" for group in groups]
     assert grouped_split(labels.tolist(), names, fraction, rng_seed)[1].tolist() == valid.tolist()
+
+
+def can_be_split(labels, groups):
+    """Say whether any set of groups leaves both sides both labels, by trying all."""
+    names = sorted(set(groups))
+    for count in range(1, len(names)):
+        for chosen in itertools.combinations(names, count):
+            aside = np.isin(groups, chosen)
+            if all(len(set(labels[side])) == 2 for side in (aside, ~aside)):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_of_a_few_large_groups_one_is_set_aside(count):
+    """Nearer to a tenth than none would be in counts, but none is no validation side."""
+    labels, groups = np.tile([0, 1], 50 * count), np.repeat(range(count), 100)
+    for rng_seed in range(5):
+        _, valid = grouped_split(labels, groups, 0.1, rng_seed)
+        assert len(valid) == 100 and len(set(groups[valid])) == 1
+
+
+def test_the_nearest_of_few_groups_is_taken():
+    groups = np.repeat([0, 1, 2], [400, 60, 40])
+    labels = np.arange(500) % 2
+    assert set(groups[grouped_split(labels, groups, 0.01, 0)[1]]) == {2}
 
 
 def islands_like_real_ones(rng_seed, count=5000):

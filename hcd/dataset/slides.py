@@ -77,5 +77,6 @@ def _read(path, dataset):
 
 
 def slides_of(table: pd.DataFrame, ids) -> np.ndarray:
-    """Return the slide of each id, (N,) of str, from a table that holds them all."""
-    return table.set_index("id")["wsi"].reindex(list(ids)).to_numpy(str)
+    """Return the slide of each id, (N,) of Python's texts, from a table that holds them all."""
+    # numpy's own would give every row the room of the longest name
+    return table.set_index("id")["wsi"].reindex(list(ids)).to_numpy(object)

@@ -153,7 +153,8 @@ def _sides(pairs, dataset):
 
 def _slides(table, dataset, found, recipe):
     train = slides_of(table, dataset.labels["id"])
-    test = slides_of(table, [name for name in dataset.test_ids if name in set(table["id"])])
+    listed = set(table["id"])
+    test = slides_of(table, [name for name in dataset.test_ids if name in listed])
     _, slide, sizes = np.unique(train, return_inverse=True, return_counts=True)
     pairs = found.first(len(train)).pairs
     return {

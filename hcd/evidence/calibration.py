@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import expit, logit, xlog1py, xlogy
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from ..errors import InputError
@@ -80,12 +80,13 @@ def calibration(probabilities: Any, labels: Any, bins: int = BINS) -> Calibratio
         for values in (probabilities, labels)
     )
     logits = _logits(probabilities)
+    far = np.abs(logits).max() + np.log(len(logits)) + 10  # where all are sure of one label
     return Calibration(
         brier=float(np.mean((probabilities - labels) ** 2)),
-        log_loss=_log_loss(expit(logits), labels),
+        log_loss=_log_loss(logits, labels),
         expected_error=float(np.abs(predicted - observed) @ counts[held] / len(labels)),
         slope=_slope(logits, labels),
-        intercept=brentq(lambda shift: np.sum(expit(logits + shift) - labels), -60, 60),
+        intercept=brentq(lambda shift: np.sum(expit(logits + shift) - labels), -far, far),
         predicted=predicted,
         observed=observed,
         counts=counts[held],
@@ -105,19 +106,24 @@ def fit_temperature(
     Returns:
         Temperature, with a value from 0.05 to 20.
     Raises:
-        InputError: as `calibration` and `grouped_split`.
+        InputError: as `calibration` and `grouped_split`, or the best value lies outside.
     """
     probabilities, labels = _checked(probabilities, labels)
     groups = np.arange(len(labels)) if groups is None else groups
     fitted, judged = grouped_split(labels, groups, 0.5, rng_seed)
     logits = _logits(probabilities[fitted])
     found = minimize_scalar(
-        lambda log: _log_loss(expit(logits / np.exp(log)), labels[fitted]),
+        lambda log: _log_loss(logits / np.exp(log), labels[fitted]),
         bounds=np.log(TEMPERATURES),
         method="bounded",
         options={"xatol": 1e-6},
     )
     value = float(np.exp(found.x))
+    if not 1.01 * TEMPERATURES[0] < value < TEMPERATURES[1] / 1.01:
+        raise InputError(
+            f"no temperature from {TEMPERATURES[0]} to {TEMPERATURES[1]} fits these {len(fitted)}"
+            " predictions best, as where a model makes no fault or tells nothing; use more patches"
+        )
     before = calibration(probabilities[judged], labels[judged])
     return Temperature(
         value,
@@ -133,8 +139,13 @@ def with_temperature(probabilities: Any, temperature: float) -> np.ndarray:
         probabilities: (N,) of tumour, in [0, 1]. temperature: above 0.
     Returns:
         (N,) float64 in [0, 1]. Equal ones stay equal, 0, 1/2 and 1 stay what they are, and so does
-        the order, and with it the AUC.
+        the order, and with it the AUC; only below 1/2 can a temperature push probabilities so near
+        to 1 that float64 takes them for equal.
+    Raises:
+        InputError: a temperature that is not above 0.
     """
+    if not 0 < temperature < np.inf:
+        raise InputError(f"temperature={temperature} divides no logits; give a number above 0")
     probabilities = np.asarray(probabilities, float)
     return expit(logit(probabilities) / temperature)
 
@@ -154,12 +165,15 @@ def _slope(logits, labels):
 
 
 def _logits(probabilities):
-    """Return finite logits."""
-    return logit(np.clip(probabilities, NEAREST, 1 - NEAREST))
+    """Return finite logits: those of 0 and 1 are as far out as any other."""
+    logits = logit(probabilities)
+    known = logits[np.isfinite(logits)]
+    most = logit(1 - NEAREST)
+    return np.clip(logits, known.min(initial=-most), known.max(initial=most))
 
 
-def _log_loss(probabilities, labels):
-    return float(-np.mean(xlogy(labels, probabilities) + xlog1py(1 - labels, -probabilities)))
+def _log_loss(logits, labels):
+    return float(np.mean(np.logaddexp(0, np.where(labels, -logits, logits))))
 
 
 def _checked(probabilities, labels):

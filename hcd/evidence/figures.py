@@ -74,7 +74,9 @@ def plot_group_aucs(
     rows = np.arange(len(order))[::-1]
     axis.scatter(np.asarray(aucs)[order], rows, color=LINES[0][0], zorder=3)
     axis.axvline(auc, color=LINES[1][0], linestyle="--", label=f"all patches ({auc:.3f})")
-    labels = [f"{str(names[i])[:40]} ({sizes[i]:,})" for i in order]
+    # matplotlib would set what stands between dollar signs as a formula
+    shown = [str(names[i])[:40].replace("$", r"\$") for i in order]
+    labels = [f"{name} ({sizes[i]:,})" for name, i in zip(shown, order)]
     axis.set_yticks(rows, labels, fontsize=9)
     few = f"the {len(order)} lowest of {len(aucs)}" if len(aucs) > len(order) else "all"
     axis.set(

@@ -13,6 +13,7 @@ from .calibration import Calibration, Temperature, calibration, fit_temperature
 from .intervals import ClusteredAUC, clustered_auc, clustered_rates
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+NO_SPREAD = " (no two patches stand the wrong way round, so it tells nothing)"
 LEAST = 10  # patches of a group whose own AUC is told
 
 
@@ -32,7 +33,7 @@ class Judgement:
             share, low and high; empty where auc is None.
         calibration: Calibration. temperature: Temperature, fitted on one half of the groups and
             judged on the other; None where they cannot be halved.
-        why_not: a sentence's beginning; "" where all could be told.
+        why_not, why_no_temperature: sentences' beginnings; "" where it could be told.
     """
 
     what: str
@@ -45,6 +46,7 @@ class Judgement:
     calibration: Calibration
     temperature: Temperature | None
     why_not: str
+    why_no_temperature: str
 
     def text(self) -> str:
         """Return lines for people."""
@@ -54,6 +56,7 @@ class Judgement:
                 f"  95 % interval over {self.auc.groups:,} {plural(self.what)}:"
                 f" {_interval(self.auc.interval)}"
                 + (" (fewer than 50, often too narrow)" if self.auc.groups < 50 else "")
+                + ("" if self.auc.standard_error else NO_SPREAD)
             )
             low, high = self.auc.without
             lines.append(f"  without one of them: {low:.4f} to {high:.4f}")
@@ -77,6 +80,8 @@ class Judgement:
                 f" {plural(self.what)}: expected error {before.expected_error:.4f} ->"
                 f" {after.expected_error:.4f}"
             )
+        else:
+            lines.append(f"  no temperature: {self.why_no_temperature}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict:
@@ -90,6 +95,7 @@ class Judgement:
             "interval_over_groups": list(self.auc.interval) if self.auc else None,
             "without_one_group": list(self.auc.without) if self.auc else None,
             "why_no_interval": self.why_not,
+            "why_no_temperature": self.why_no_temperature,
             "rates": self.rates.to_dict("records"),
             "calibration": _plain(self.calibration),
             "temperature": self.temperature.value if self.temperature else None,
@@ -120,7 +126,8 @@ def judge_predictions(
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
     measured = calibration(probabilities, labels)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    auc, patch_auc, temperature, why_not, rates = None, None, None, "", []
+    auc, patch_auc, temperature, rates = None, None, None, []
+    why_not, why_no_temperature = "", ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # `text` says how few there are
         try:
@@ -129,9 +136,12 @@ def judge_predictions(
             rates = [
                 _rate_row(probabilities, labels, groups, threshold) for threshold in THRESHOLDS
             ]
-            temperature = fit_temperature(probabilities, labels, groups)
         except InputError as error:  # a report of the rest is worth having
             why_not = str(error).split("; ")[0]
+    try:
+        temperature = fit_temperature(probabilities, labels, groups)
+    except InputError as error:
+        why_no_temperature = str(error).split("; ")[0]
     table = _group_aucs(probabilities, labels, groups)
     rates = pd.DataFrame(rates)
     return Judgement(
@@ -145,6 +155,7 @@ def judge_predictions(
         measured,
         temperature,
         why_not,
+        why_no_temperature,
     )
 
 

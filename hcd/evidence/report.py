@@ -1,6 +1,7 @@
 """`hcd report`: what the numbers of a run are worth, on one page that opens anywhere."""
 
 import json
+import os
 import random
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from ..export.explain import explain_image
 from ..plots import Cell, plot_patch_grid, plot_roc
 from ..reader import augment, read_image, read_patch
 from ..recipe import SPLITS
+from ..stats import channel_statistics
 from .colour import colour_baseline
 from .faithfulness import heatmap_faithfulness
 from .figures import plot_group_aucs, plot_reliability
@@ -91,9 +93,10 @@ def write_report(
     kept = _read_run(Path(run).expanduser(), data_folder, slides)
     numbers, figures = _measure(kept, progress)
     numbers = parse_json(json.dumps(numbers, allow_nan=False))  # as they are read back
+    page = write_page(numbers, figures)
     write_json(kept.folder / NUMBERS, numbers)
     with whole_write(kept.folder / PAGE, "w") as file:
-        file.write(write_page(numbers, figures))
+        file.write(page)
     return numbers
 
 
@@ -106,6 +109,8 @@ def _read_run(folder, data_folder, slides):
             )
     for name in PAGE, NUMBERS:
         refuse_link(folder / name)
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"{folder / name} is a folder; remove it")
     writable_folder(folder)  # better now than when all has been measured
     metrics = read_json(folder / "metrics.json", MOST_BYTES)
     split = metrics.get("split", "random") if isinstance(metrics, dict) else None
@@ -120,15 +125,31 @@ def _read_run(folder, data_folder, slides):
     root = data_folder or parameters.get("data_folder") or folder / "data"
     if not Path(root).is_dir():
         raise FileNotFoundError(f"{root}, the data of {folder}, is missing; give --data DIR")
-    dataset = open_dataset(root)
+    whole = open_dataset(root)
+    table = read_slides(slides or parameters.get("slides_file"), whole)
+    dataset = _as_it_was(whole, metrics, bundle.recipe)
     known = valid[["id", "label"]].merge(dataset.labels, on=["id", "label"])
     if len(known) < len(valid):
         raise InputError(
-            f"{len(valid) - len(known)} of the {len(valid)} validation patches of {folder} are not"
-            f" in {root}, or have other labels there; give --data with the data set of that run"
+            f"{len(valid) - len(known)} of the {len(valid)} patches of {folder / 'validation.csv'}"
+            f" are not in {root}, or have other labels there; restore that file, or run again"
         )
-    table = read_slides(slides or parameters.get("slides_file"), dataset)
     return Kept(folder, split, valid, bundle, dataset, table)
+
+
+def _as_it_was(dataset, metrics, recipe):
+    """Return a data set as a run has split it: outliers may have been left out before (In 10)."""
+    wanted = metrics.get("data_fingerprint")
+    if dataset.fingerprint == wanted:
+        return dataset
+    statistics = channel_statistics(dataset.train_paths, recipe, progress=False)
+    without = dataset.without(statistics.too_dark + statistics.too_bright)
+    if without.fingerprint == wanted:
+        return without
+    raise InputError(
+        f"{dataset.root} holds other ids or labels than the run was made on; give --data with the"
+        " data set of that run"
+    )
 
 
 def _parameters(path):
@@ -152,13 +173,15 @@ def read_predictions(path: Path, column: str, others: Sequence[str] = ()) -> pd.
     """
     labels = [] if column == "label" else ["label"]
     try:
-        table = pd.read_csv(path, dtype={"id": str})
+        table = pd.read_csv(path, dtype={"id": str}, keep_default_na=False)  # an id may be NA
         table = table[["id", *labels, column, *others]].rename(columns={column: "probability"})
         numbers = table.drop(columns="id").astype(float)
         if not np.isfinite(numbers).all(axis=None) or table["id"].duplicated().any():
             raise ValueError("a number is not finite, or an id stands twice")
         if not numbers["probability"].between(0, 1).all():
             raise ValueError("a probability is outside [0, 1]")
+        if (numbers[list(others)] < 0).any(axis=None):
+            raise ValueError("a loss is below 0")
         if labels and not numbers["label"].isin([0, 1]).all():
             raise ValueError("a label is neither 0 nor 1")
         table[numbers.columns] = numbers
@@ -187,7 +210,7 @@ def _measure(kept, progress):
     colour = _colour(kept, in_train, position, groups, test, progress)
     spread = _loss_spread(kept)
     numbers = {
-        "run": kept.folder.resolve().name,
+        "run": os.fsencode(kept.folder.resolve().name).decode("utf-8", "backslashreplace"),
         "arch": recipe.arch,
         "side": recipe.original_size,
         "recipe": kept.bundle.card["recipe"],
@@ -227,13 +250,14 @@ def _leak(kept, overlaps, in_train, position):
 
 def _test(kept, progress):
     """Judge the test predictions, where there are some and their answers; else None."""
-    answers, files = kept.dataset.test_labels, sorted(kept.folder.glob("*_submission.csv"))
-    if answers is None or len(files) != 1:
+    answers = kept.dataset.test_labels
+    file = kept.folder / f"{kept.bundle.recipe.arch}_submission.csv"
+    if answers is None or not file.is_file():
         return None
-    table = read_predictions(files[0], "label").merge(answers, on="id")
+    table = read_predictions(file, "label").merge(answers, on="id")
     if len(table) != len(answers):
         raise InputError(
-            f"{files[0]} does not answer for the test patches of {kept.dataset.root}; give --data"
+            f"{file} does not answer for the test patches of {kept.dataset.root}; give --data"
             " with the data set of that run"
         )
     what = "slide"
@@ -288,7 +312,7 @@ def _loss_spread(kept):
                 "id": kept.valid["id"][i],
                 "label": int(kept.valid["label"][i]),
                 "loss": float(losses[i]),
-                "share_of_mean": float(losses[i] / total),
+                "share_of_mean": float(losses[i] / total) if total else 0.0,
                 "median": float(np.median(drawn)),
                 "upper_tenth": float(np.quantile(drawn, 0.9)),
                 "largest": float(drawn.max()),

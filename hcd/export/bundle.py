@@ -276,7 +276,7 @@ def predict_image(bundle: Bundle, path: Any, calibrated: bool = False) -> Predic
             "the bundle's model is in training mode or has no weights; load it again with"
             " load_bundle, or call bundle.model.eval()"
         )
-    temperature = _temperature(bundle) if calibrated else 1
+    temperature = require_temperature(bundle) if calibrated else 1
     recipe = bundle.recipe.plain()
     # leaves the generators of the caller alone
     crop = augment(read_patch(path, recipe), recipe, random.Random(0))
@@ -313,12 +313,17 @@ def normalised(crops: torch.Tensor, recipe: Recipe, weights: torch.Tensor) -> to
     return batch.to(weights.device, weights.dtype).permute(0, 3, 1, 2).contiguous()
 
 
-def _temperature(bundle):
+def require_temperature(bundle: Bundle) -> float:
+    """Return the temperature on a model's card.
+
+    Raises:
+        InputError: there is none.
+    """
     temperature = bundle.card.get("temperature")
     if temperature is None:
         raise InputError(
-            "the model's card has no temperature to calibrate by; fit one with fit_temperature and"
-            " give it to save_bundle, or predict with calibrated=False"
+            "the model's card has no temperature to calibrate by; put one there with"
+            " `hcd report RUN --calibrate` or write_temperature, or predict without calibration"
         )
     return temperature
 

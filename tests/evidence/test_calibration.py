@@ -64,6 +64,28 @@ def test_logits_times_2_give_back_2(known):
     assert double.after.brier < double.before.brier
 
 
+@pytest.mark.parametrize("factor", [5, 10])
+def test_a_very_sure_model_gets_the_temperature_that_it_needs(known, factor):
+    logits, labels = known
+    single, sure = (fit_temperature(expit(k * logits), labels).value for k in (1, factor))
+    assert abs(sure / single / factor - 1) < 0.02
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_temperature_at_the_end_of_its_range_is_none(refused, sign):
+    """As of a model without a fault, or one that has everything the wrong way round."""
+    labels = np.arange(200) % 2
+    probabilities = expit(sign * np.where(labels, 1.0, -1.0) + np.linspace(0, 0.1, 200))
+    with refused(InputError, "no temperature from 0.05 to 20.0"):
+        fit_temperature(probabilities, labels)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf")])
+def test_what_is_no_temperature(refused, temperature):
+    with refused(InputError, f"temperature={temperature}"):
+        with_temperature([0.2, 0.8], temperature)
+
+
 def test_it_is_judged_on_groups_that_it_was_not_fitted_on():
     """Half of the slides are far too sure of themselves, half are not sure enough: what is fitted
     on one half is of no use to the other, and its judgement must say so."""

@@ -114,6 +114,20 @@ def test_the_figure_shows_the_lowest_groups():
     assert texts[0] == "slide 39 (10)" and "25 lowest of 40" in figure.axes[0].get_title()
 
 
+def test_names_are_no_formulas(tmp_path):
+    figure = plot_group_aucs([r"$\bad{0$", "a$b"], [0.5, 0.6], [10, 20], 0.55)
+    figure.savefig(tmp_path / "groups.png")
+    assert r"\$\bad{0\$ (10)" in [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+
+
+def test_a_model_without_a_fault_is_not_called_sure():
+    labels = np.arange(200) % 2
+    found = judge_predictions(0.2 + 0.5 * labels, labels, np.arange(200) // 3)
+    assert "so it tells nothing" in found.text() and found.value == 1
+    assert found.temperature is None and "no temperature" in found.why_no_temperature
+    assert "no temperature from" in found.text()
+
+
 def test_groups_without_their_numbers(refused):
     with refused(InputError, "1 names, 2 AUCs"):
         plot_group_aucs(["a"], [0.5, 0.6], [1, 2], 0.5)

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 import hcd
 from hcd import InputError, draw_losses, load_bundle, write_report
 from hcd.cli import main
+from hcd.evidence.report import read_predictions
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,9 @@ def test_masks_are_used_where_they_are_and_no_record_is_needed(
 def test_the_command_line(run_folder, sample, tmp_path, capsys):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     assert load_bundle(folder / "model").card["temperature"] is None
+    table = pd.read_csv(folder / "validation.csv")  # of a model that tells something, at times
+    table["probability"] = np.where(np.arange(15) % 5, 0.2 + 0.5 * table["label"], 0.4)
+    table.to_csv(folder / "validation.csv", index=False)
     assert main(["report", str(folder), "--calibrate"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("validation AUC ") and out[-1] == str(folder / "report.html")
@@ -169,7 +173,7 @@ def test_the_command_line(run_folder, sample, tmp_path, capsys):
 def test_what_cannot_be_reported(run_folder, sample, cut_slides, tmp_path, refused):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     other, _ = cut_slides(tmp_path / "other")
-    with refused(InputError, "15 of the 15 validation patches", "--data"):
+    with refused(InputError, "other ids or labels than the run was made on", "--data"):
         write_report(folder, other.root)
     with refused(FileNotFoundError, "nowhere", "--data DIR"):
         write_report(folder, tmp_path / "nowhere")
@@ -185,6 +189,8 @@ def test_what_cannot_be_reported(run_folder, sample, cut_slides, tmp_path, refus
         "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",2,0.5,0.1"]),
         "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0,nan,0.1"]),
         "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0,0.5,inf"]),
+        "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0,0.5,-1"]),
+        "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0.5,0.5,1"]),
     ]
     for content in faults:
         (folder / "validation.csv").write_text(content)
@@ -213,6 +219,38 @@ def test_a_strangers_record_is_not_believed(run_folder, sample, tmp_path, conten
     (folder / "report.html").symlink_to(tmp_path / "victim")
     with refused(OSError, "report.html"):
         write_report(folder, sample.root)
+
+
+@pytest.mark.long
+def test_outliers_that_were_left_out_are_left_out(sample, run_recipe, tmp_path):
+    """The sample holds three; they are neither training nor validation patches."""
+    recipe, options = run_recipe, {"num_workers": 0, "device": "cpu"}
+    hcd.run_walkthrough(sample.root, recipe, tmp_path / "run", remove_outliers=True, **options)
+    numbers = write_report(tmp_path / "run", sample.root, progress=False)
+    assert sum(numbers["patches"].values()) == len(sample.labels) - 3
+
+
+def test_one_patch_more_is_another_data_set(run_folder, copy_of_sample, tmp_path, refused):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copyfile(next((copy_of_sample / "train").iterdir()), copy_of_sample / "train/NA.tif")
+    with (copy_of_sample / "train_labels.csv").open("a") as file:
+        file.write("NA,0\n")
+    with refused(InputError, copy_of_sample, "other ids or labels"):
+        write_report(folder, copy_of_sample)
+
+
+def test_an_id_may_be_na(tmp_path):
+    (tmp_path / "validation.csv").write_text("id,label,probability,loss\nNA,0,0.5,0.7\n")
+    table = read_predictions(tmp_path / "validation.csv", "probability", ("loss",))
+    assert table["id"].tolist() == ["NA"] and table["label"].dtype == "int64"
+
+
+def test_nothing_is_written_where_a_page_cannot_be(run_folder, tmp_path, refused):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    (folder / "report.html").mkdir()
+    with refused(IsADirectoryError, "report.html is a folder"):
+        write_report(folder)
+    assert not (folder / "report.json").exists()
 
 
 def test_a_damaged_submission_is_named(run_folder, tmp_path, refused):

@@ -164,7 +164,7 @@ def test_the_temperature_on_the_card_calibrates(learner, sample, tmp_path, refus
         wanted = hcd.with_temperature([before.probability], 2.5)[0]
         assert abs(after.probability - wanted) < 1e-12 and after.label == before.label
         assert after.probability != before.probability
-    with refused(InputError, "no temperature", "fit_temperature"):
+    with refused(InputError, "no temperature", "hcd report RUN --calibrate"):
         predict_image(plain, path, calibrated=True)
     with refused(InputError, "'temperature' is 0"):
         save_bundle(learner, tmp_path / "cold", temperature=0)
