@@ -134,7 +134,7 @@ def audit_dataset(
         },
         leaked_share=leaked_share(train.neighbours, recipe.valid_fraction),
         valid_fraction=recipe.valid_fraction,
-        slides=None if table is None else _slides(table, dataset, found, recipe),
+        slides=None if table is None else _slides(table, dataset, train.pairs, recipe),
         examples={side: _examples(found, rows) for side, rows in sides.items()},
     )
 
@@ -151,12 +151,11 @@ def _sides(pairs, dataset):
     }
 
 
-def _slides(table, dataset, found, recipe):
+def _slides(table, dataset, pairs, recipe):
     train = slides_of(table, dataset.labels["id"])
     listed = set(table["id"])
     test = slides_of(table, [name for name in dataset.test_ids if name in listed])
     _, slide, sizes = np.unique(train, return_inverse=True, return_counts=True)
-    pairs = found.first(len(train)).pairs
     return {
         "labelled": len(sizes),
         "test": len(set(test)),

@@ -44,10 +44,8 @@ class ClusteredAUC(Estimate):
     """An AUC, how sure it is, and how far it hangs on one group.
 
     Attributes:
-        without: (lowest, highest) AUC of all that are left when one group is taken away; (nan, nan)
-            where none can be.
-        most_influential: the group that moves the AUC most when it is taken away; None where none
-            can be.
+        without: (lowest, highest) AUC of all that are left when one group is taken away.
+        most_influential: the group that moves the AUC most when it is taken away.
     """
 
     without: tuple

@@ -47,7 +47,7 @@ PAGE, NUMBERS, MOST_BYTES = "report.html", "report.json", 1 << 24
 WORST = 8  # patches shown
 SPREAD, DRAWS = 5, 100  # patches whose loss is told over so many draws
 FEW = 3  # groups whose own AUCs make a figure
-MAPPED = 60  # tumour patches, and twice as many negative ones, that heatmaps are measured on
+MAPPED = 60  # patches of each label that heatmaps are measured on
 MAPS = (
     ("grad_cam", None),
     ("hires_cam", 5),
@@ -279,18 +279,17 @@ def _colour(kept, in_train, position, groups, test, progress):
     others += [kept.dataset.test_path(name) for name in test["table"]["id"]] if test else []
     labels = kept.dataset.labels["label"][in_train]
     found = colour_baseline(train, labels, others, kept.bundle.recipe, progress)
-    sides = {"validation": _compared(kept.valid, "probability", found[: len(position)], groups)}
+    sides = {"validation": _compared(kept.valid, found[: len(position)], groups)}
     if test:
-        rest = found[len(position) :]
-        sides["test"] = _compared(test["table"], "probability", rest, test["groups"])
+        sides["test"] = _compared(test["table"], found[len(position) :], test["groups"])
     return sides
 
 
-def _compared(table, name, colour, groups):
+def _compared(table, colour, groups):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the page says how few groups there are
-            difference = clustered_difference(table[name], colour, table["label"], groups)
+            difference = clustered_difference(table["probability"], colour, table["label"], groups)
         interval = list(difference.interval)
     except InputError:  # the judgement says why there is no interval
         interval = None
@@ -366,11 +365,11 @@ def _faithfulness(kept, progress):
 
 def _figures(kept, judged, test):
     figures = {}
-    sides = [("validation", kept.valid, "probability", judged)]
+    sides = [("validation", kept.valid, judged)]
     if test:
-        sides.append(("test", test["table"], "probability", test["judged"]))
-    for name, table, column, found in sides:
-        values = table[column].to_numpy(float)
+        sides.append(("test", test["table"], test["judged"]))
+    for name, table, found in sides:
+        values = table["probability"].to_numpy(float)
         score = score_predictions(np.stack([1 - values, values], 1), table["label"])
         figures[f"roc_{name}"] = plot_roc(
             score.false_positive_rate, score.true_positive_rate, score.auc
