@@ -68,7 +68,7 @@ setup(
         "ipython>=7.23.1,<10",
     ],
     extras_require={
-        "pcam": ["h5py>=3.10"],  # reads PatchCamelyon's files
+        "pcam": ["h5py>=3.10", "isal>=1.7"],  # reads PatchCamelyon's files, and those gzipped
         "test": [
             "pytest>=7.4",
             "hypothesis>=6.90",
@@ -76,6 +76,7 @@ setup(
             "ruff>=0.6",
             "mypy>=1.11",
             "h5py>=3.10",
+            "isal>=1.7",
         ],
     },
 )

@@ -1,7 +1,6 @@
 """The official files of PatchCamelyon: found, opened, and judged before anything is written."""
 
 import csv
-import gzip
 import io
 import os
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..disk.whole import shorten
 from ..errors import InputError
-from .hdf5 import HARM, SPARE, Rows, decompress, import_h5py, no_gzip, open_rows
+from .hdf5 import HARM, SPARE, Rows, decompress, import_h5py, no_gzip, open_gzip, open_rows
 from .tables import MOST_TABLE_BYTES, _opened, _table_rows
 
 SIDES = ("train", "valid", "test")
@@ -132,7 +131,7 @@ def _read_labels(path):
         content: Any = path
         if path.suffix == ".gz":
             try:
-                with gzip.open(path) as file:
+                with open_gzip(path) as file:
                     content = io.BytesIO(file.read(SPARE + 1))
             except HARM as error:
                 raise no_gzip(path, error) from error
