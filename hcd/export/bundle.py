@@ -31,7 +31,8 @@ from ..errors import InputError, InputTypeError
 from ..learner import build_shapes
 from ..reader import augment, read_patch
 from ..recipe import Recipe
-from .card import CLASSES, MOST_BYTES, card_notes, make_card, read_card, with_temperature
+from .card import MOST_BYTES, card_notes, make_card, read_card, with_temperature
+from .prediction import CLASSES, Prediction
 
 CARD, WEIGHTS, NOTES = "card.json", "model.safetensors", "README.md"
 
@@ -44,16 +45,6 @@ class Bundle:
     model: torch.nn.Module
     recipe: Recipe
     card: dict
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of one file: its `path`, the `label` ("negative" or "tumour") and the
-    tumour `probability`."""
-
-    path: str
-    label: str
-    probability: float
 
 
 def save_bundle(

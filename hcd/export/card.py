@@ -11,6 +11,7 @@ from ..disk.whole import parse_json, read_json, shorten
 from ..engine.compat import library_versions
 from ..errors import InputError
 from ..recipe import Recipe
+from .prediction import CLASSES
 
 FORMAT = "hcd-model-3"
 SPACING_UM_PX = 0.972  # micrometres a pixel of the competition's patches
@@ -24,7 +25,6 @@ ADDED: dict[str, dict] = {
     },
     "hcd-model-2": {"temperature": None},
 }
-CLASSES = ["negative", "tumour"]
 MOST_BYTES = 1 << 20
 INTENDED_USE = (
     "Research and teaching: the probability that the centre 32 x 32 px of one 96 x 96 px H&E patch"

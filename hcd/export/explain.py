@@ -12,8 +12,8 @@ from ..engine.layers import find_layer
 from ..errors import InputError
 from ..gradcam import find_method, hooked_backward
 from ..reader import augment, read_patch
-from .bundle import Bundle, Prediction, normalised, predict_image
-from .card import CLASSES
+from .bundle import Bundle, normalised, predict_image
+from .prediction import CLASSES, Prediction
 
 
 @dataclass(frozen=True, eq=False)
