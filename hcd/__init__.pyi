@@ -46,13 +46,15 @@ from .evidence.overlap import find_overlaps as find_overlaps
 from .evidence.overlap import leaked_share as leaked_share
 from .evidence.report import draw_losses as draw_losses
 from .evidence.report import write_report as write_report
+from .export.answer import predict_image as predict_image
 from .export.bundle import load_bundle as load_bundle
 from .export.bundle import load_export as load_export
-from .export.bundle import predict_image as predict_image
 from .export.bundle import save_bundle as save_bundle
 from .export.bundle import write_temperature as write_temperature
 from .export.explain import Explanation as Explanation
 from .export.explain import explain_image as explain_image
+from .export.prediction import Prediction as Prediction
+from .export.prediction import predict_images as predict_images
 from .gradcam import get_heatmap as get_heatmap
 from .gradcam import grad_cam as grad_cam
 from .gradcam import hires_cam as hires_cam

@@ -4,9 +4,7 @@ What a command needs is imported when it runs, so that help and usage errors wai
 """
 
 import argparse
-import csv
 import json
-import os
 import sys
 import time
 import traceback
@@ -16,10 +14,9 @@ from pathlib import Path
 from . import __version__
 from .errors import InputError
 from .recipe import Recipe
+from .terminal import tell
 
 REPORT = "please report it with the lines above and the command that you gave"
-
-HEADER = b"path,label,probability"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         _refuse_empty(options)
         return options.command(options)
     except (InputError, OSError) as error:
-        _tell(error)
+        tell(error)
         return 2
     except KeyboardInterrupt:
         print("hcd: stopped; what was finished stays where it is", file=sys.stderr)
@@ -45,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _refuse_empty(options) -> None:
     """Turn down empty names of files and folders, such as a shell's unset variable leaves."""
     words = {"data": "DIR", "model": "MODEL", "source": "DIR", "folder": "OUT", "run": "RUN"}
-    for name in ("data", "output", "resume", "into", "csv", "slides", *words):
+    for name in ("data", "output", "resume", "into", "csv", "heatmap", "slides", *words):
         if getattr(options, name, None) == "":
             is_flag = name not in words or name == "data" and options.command in (run, report)
             shown = f"--{name}" if is_flag else words[name]
@@ -63,76 +60,10 @@ def run(options) -> int:
 
 
 def predict(options) -> int:
-    """Print one line per image as it is answered: path, class, tumour probability. One that cannot
-    be has its sentence in that place; exit code 1 then, or 2 where none could be answered."""
-    from .disk.whole import whole_write
-    from .export.bundle import load_bundle, predict_image, require_temperature
+    """Answer images with a model."""
+    from .export.command import predict
 
-    if options.csv:
-        _refuse_no_table(Path(options.csv))
-    model = Path(options.model)
-    of_a_run = not (model / "card.json").exists() and (model / "model/card.json").is_file()
-    bundle = load_bundle(model / "model" if of_a_run else model)
-    if options.calibrated:
-        require_temperature(bundle)  # once, and not for every image
-    rows, bad = [("path", "label", "probability")], 0
-    for image in _images(options.images):
-        try:
-            found = predict_image(bundle, image, options.calibrated)
-        except (InputError, OSError) as error:  # one of many; the others have their answers
-            _tell(error)
-            bad += 1
-            continue
-        print(f"{found.path}\t{found.label}\t{found.probability:.6f}", flush=True)
-        rows.append((_shown(found.path), found.label, str(found.probability)))
-    answered = len(rows) - 1
-    if options.csv and answered:
-        with whole_write(options.csv, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
-    if not bad:
-        return 0
-    return 1 if answered else 2
-
-
-def _images(names):
-    """Yield the files that the command line names: a folder's, sorted, or with - those of the lines
-    on standard input."""
-    for name in names:
-        if name == "-":
-            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
-        elif os.path.isdir(name):
-            inside = sorted(entry.path for entry in os.scandir(name) if not _is_hidden(entry))
-            if not inside:
-                raise InputError(f"{name} holds no files to predict; name a folder of patches")
-            yield from inside
-        else:
-            yield name
-
-
-def _is_hidden(entry) -> bool:
-    return entry.name.startswith(".") or entry.is_dir()
-
-
-def _tell(error) -> None:
-    """Print an error on one line, whatever a library wrote."""
-    print(f"hcd: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-
-
-def _shown(name: str) -> str:
-    """Return a file's name as UTF-8 can hold it."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _refuse_no_table(path) -> None:
-    """Require the place of a new table, or of an earlier one, such as --csv *.tif is not."""
-    head = HEADER
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(len(HEADER))
-    if path.is_dir() or head not in (HEADER, b""):
-        raise InputError(
-            f"--csv {path} is no table of predictions and would be written over; name another file"
-        )
+    return predict(options)
 
 
 def check(options) -> int:
@@ -257,14 +188,24 @@ def _add_predict(commands):
     command = commands.add_parser("predict", help="predict image files with a saved model folder")
     command.set_defaults(command=predict)
     add = command.add_argument
-    add("model", metavar="MODEL", help="folder of a run, or one that save_bundle wrote")
+    add(
+        "model",
+        metavar="MODEL",
+        help="folder of a run or of a model, or an ONNX file of `hcd export`",
+    )
     add(
         "images",
         metavar="IMAGE",
         nargs="+",
-        help="96 x 96 px RGB image file, a folder of them, or - for a list on standard input",
+        help="96 x 96 px RGB image file, a folder of them, a pattern such as 'DIR/*.tif' in quotes,"
+        " or - for a list on standard input",
     )
     add("--csv", metavar="FILE", help="write the lines to this CSV file too")
+    add("--heatmap", metavar="DIR", help="new folder to get a picture of where the model looks")
+    add("--device", help="cpu, cuda, ...; default: a GPU when there is one")
+    add("--fast", action="store_true", help="compute in 16 bits")
+    add("--batch-size", type=int, default=64, metavar="N", help="images at once; default: 64")
+    add("--threads", type=int, metavar="N", help="of torch on a CPU; default: torch's own")
     add("--calibrated", action="store_true", help="apply the temperature on the model's card")
 
 

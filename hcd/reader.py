@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from .disk.headers import claimed_size
-from .disk.images import MOST_PIXELS, decode_image, read_content
+from .disk.images import MOST_BYTES, MOST_PIXELS, decode_image, read_content
 from .disk.pillow import other_kind
 from .disk.tiff import plain_rgb
 from .errors import InputError
@@ -43,7 +43,11 @@ def read_image(path: Any, proven: bool = False) -> np.ndarray:
     pixels = getattr(path, "pixels", None)  # of a packed patch; a path has none
     if pixels is not None:
         return pixels()
-    content = read_content(path)
+    return _decode(read_content(path), path, proven)
+
+
+def _decode(content, path, proven=False):
+    """Return an image file's bytes as `read_image` returns the file."""
     image = plain_rgb(content)
     if image is not None:
         return image
@@ -90,7 +94,29 @@ def read_patch(path: Any, recipe: Recipe = Recipe(), proven: bool = False) -> np
     Raises:
         FileNotFoundError, InputError: as `read_image`, or another size.
     """
-    image = read_image(path, proven)
+    return _sized(read_image(path, proven), path, recipe)
+
+
+def decode_patch(content: bytes, name: str, recipe: Recipe = Recipe()) -> np.ndarray:
+    """Decode the bytes of an image file, for one that never was on this disk.
+
+    Args:
+        content: all of the file. name: to call it by in messages. recipe: `original_size`.
+    Returns:
+        (original_size, original_size, 3) uint8 RGB.
+    Raises:
+        InputError: as `read_patch`.
+    """
+    if len(content) > MOST_BYTES:
+        raise InputError(
+            f"{name} has {len(content)} bytes; an image file has at most {MOST_BYTES}, restore it"
+            " from the data set"
+        )
+    return _sized(_decode(content, name), name, recipe)
+
+
+def _sized(image, path, recipe):
+    """Require the recipe's patch size."""
     size = recipe.original_size
     if image.shape[:2] != (size, size):
         raise InputError(
@@ -127,7 +153,7 @@ def read_cropped_image(
     """
     patch = read_patch(path, recipe, proven)
     if not augmentations:
-        return _tone_table(0, 0)[patch]
+        return tone_table(0, 0)[patch]
     return augment(patch, recipe, rng)
 
 
@@ -184,7 +210,7 @@ def apply_draw(patch, draw, recipe=Recipe()):
     if stains:
         logs = cv2.LUT(patch, _log_table(brightness, contrast))
         return jitter_stains(logs, stains, recipe.stain_jitter)
-    return cv2.LUT(patch, _tone_table(brightness, contrast))
+    return cv2.LUT(patch, tone_table(brightness, contrast))
 
 
 @cache
@@ -193,7 +219,7 @@ def _turn_matrix(degrees, size):
 
 
 @cache
-def _tone_table(brightness, contrast):
+def tone_table(brightness, contrast):
     """Return what each grey level becomes: (256,) float32. Brightness and contrast act on levels,
     so 256 cases say it all."""
     levels = np.arange(256) / 255 + brightness / 100.0
@@ -203,4 +229,4 @@ def _tone_table(brightness, contrast):
 @cache
 def _log_table(brightness, contrast):
     """Return the natural logarithm of what each grey level becomes: (256,) float32."""
-    return np.log(np.maximum(_tone_table(brightness, contrast), DARKEST))
+    return np.log(np.maximum(tone_table(brightness, contrast), DARKEST))

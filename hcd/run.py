@@ -1,7 +1,6 @@
 """`hcd run`: the notebook executed in a folder of its own, or an interrupted run gone on with."""
 
 import os
-import sys
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -36,6 +35,7 @@ from .runs.record import (
 )
 from .runs.tidy import tidy_run
 from .split import split_dataset
+from .terminal import tell
 
 
 def run(options) -> int:
@@ -68,7 +68,7 @@ def run(options) -> int:
             OSError,
         ) as error:
             code, line = _failure(error, output)
-            print(f"hcd: {' '.join(line.split())}", file=sys.stderr)
+            tell(line)
         note_end(output, record, noted, metrics)
     if metrics:
         _print_table(metrics, output)

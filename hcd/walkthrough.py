@@ -22,7 +22,8 @@ from .engine.device import set_rng_seed
 from .evaluate import score_predictions
 from .evidence.figures import plot_reliability
 from .evidence.judge import judge_predictions
-from .export.bundle import load_bundle, predict_image, save_bundle
+from .export.answer import predict_image
+from .export.bundle import load_bundle, save_bundle
 from .gradcam import get_heatmap, hooked_backward
 from .learner import check_machine, get_learner
 from .overview import choose_patches, plot_heatmap_overview, plot_overview

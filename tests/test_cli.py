@@ -82,7 +82,10 @@ def test_predict_prints_path_label_probability(model, sample, capfd):
     assert main(["predict", str(model), *paths]) == 0
     out, err = capfd.readouterr()
     expected = [predict_image(load_bundle(model), path) for path in paths]
-    assert out.splitlines() == [f"{p.path}\t{p.label}\t{p.probability:.6f}" for p in expected]
+    for line, p in zip(out.splitlines(), expected, strict=True):
+        path, label, probability = line.split("\t")
+        assert (path, label) == (p.path, p.label)
+        assert float(probability) == pytest.approx(p.probability, abs=2e-6)  # of six digits
     assert err == ""
 
 
@@ -111,9 +114,9 @@ def test_new_process_and_other_thread_count_give_the_same_probabilities(
     assert [line[0] for line in lines] == names
     with open(tmp_path / "answers.csv", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["path", "label", "probability"]
+    assert rows[0] == ["path", "label", "probability", "error"]
     assert [row[0] for row in rows[1:]] == names
-    for (name, label, probability), line in zip(rows[1:], lines):
+    for (name, label, probability, _), line in zip(rows[1:], lines):
         assert float(probability) == pytest.approx(here[name].probability, abs=1e-6)
         assert label == line[1] == here[name].label
         assert line[2] == f"{float(probability):.6f}"
@@ -177,7 +180,10 @@ def test_images_that_are_no_patch(model, tmp_path, capfd, sample):
         out, err = capfd.readouterr()
         assert err.startswith("hcd: ") and err.count("\n") == 1 and text in err and str(path) in err
         assert len(out.splitlines()) == 1 and out.startswith(str(good))
-        assert len(table.read_text().splitlines()) == 2
+        with open(table, newline="") as file:
+            _, of_bad, of_good = csv.reader(file)
+        assert of_bad[:3] == [str(path), "", ""] and text in of_bad[3]
+        assert of_good[0] == str(good) and of_good[3] == ""
         table.unlink()
         assert refused(capfd, ["predict", model, path, "--csv", table], text) == ""
         assert not table.exists()

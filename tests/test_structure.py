@@ -44,7 +44,7 @@ DESIGN_NAMES = [
 
 # each room may import from the rooms of its own line and of the lines above it
 ORDER = [
-    "errors disk",
+    "errors disk terminal",
     "corners recipe reader stain stats",
     "engine",
     "runs",

@@ -27,7 +27,8 @@ from ..engine.given import (
 from ..engine.layers import evaluated, find_layer
 from ..engine.saving import Learner
 from ..errors import InputError
-from ..export.bundle import Bundle, normalised
+from ..export.answer import normalised
+from ..export.bundle import Bundle
 from ..gradcam import find_method, hooked_backward
 from ..reader import augment, read_patch
 from .centre import SIGMA, blur_region, centre_box, share_in, share_range, square

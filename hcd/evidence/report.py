@@ -29,7 +29,8 @@ from ..disk.whole import (
 )
 from ..errors import InputError
 from ..evaluate import score_predictions
-from ..export.bundle import Bundle, load_bundle, normalised
+from ..export.answer import normalised
+from ..export.bundle import Bundle, load_bundle
 from ..export.explain import explain_image
 from ..plots import Cell, plot_patch_grid, plot_roc
 from ..reader import augment, read_image, read_patch

@@ -1,14 +1,11 @@
-"""Save a model for another machine, load it there, predict one file."""
+"""Save a model for another machine, load it there."""
 
 import hashlib
-import math
 import os
-import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -27,12 +24,10 @@ from ..engine.given import (
     unwrapped,
 )
 from ..engine.saving import Learner, load_trusted_export
-from ..errors import InputError, InputTypeError
+from ..errors import InputError
 from ..learner import build_shapes
-from ..reader import augment, read_patch
 from ..recipe import Recipe
 from .card import MOST_BYTES, card_notes, make_card, read_card, with_temperature
-from .prediction import CLASSES, Prediction
 
 CARD, WEIGHTS, NOTES = "card.json", "model.safetensors", "README.md"
 
@@ -229,94 +224,6 @@ def load_bundle(folder: StrPath) -> Bundle:
         _read_weights(weights, card["weights_sha256"], model.state_dict()), assign=True
     )
     return Bundle(model.eval(), recipe, card)
-
-
-def predict_image(bundle: Bundle, path: Any, calibrated: bool = False) -> Prediction:
-    """Predict one image file with a loaded model: centre crop, no augmentation.
-
-    Args:
-        bundle: see `load_bundle`.
-        path: an 8-bit RGB patch of the size that the recipe names, 96 x 96 px.
-        calibrated: divide the logits by the temperature on the model's card, which leaves the class
-            as it is.
-    Returns:
-        Prediction.
-    Raises:
-        FileNotFoundError, InputError: no such file, no such patch, no temperature on the card, or a
-            model whose answer is no number. InputTypeError: no Bundle, or pixels or bytes where a
-            path belongs.
-
-    CHANGED C9: the walkthrough crops 68 px and divides by 256 here; this is the crop and scale that
-        the model was trained on.
-
-    Source: In 45.
-    """
-    if not (hasattr(bundle, "recipe") and hasattr(bundle, "model")):
-        raise InputTypeError(
-            f"predict_image was given a {type(bundle).__name__} where a Bundle belongs; save the"
-            " learner with save_bundle and give what load_bundle returns"
-        )
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputTypeError(
-            f"predict_image was given {type(path).__name__} where a file's path belongs; write the"
-            " image to a file and give its path"
-        )
-    weights = next(bundle.model.parameters())
-    if weights.is_meta or bundle.model.training:
-        raise InputError(
-            "the bundle's model is in training mode or has no weights; load it again with"
-            " load_bundle, or call bundle.model.eval()"
-        )
-    temperature = require_temperature(bundle) if calibrated else 1
-    recipe = bundle.recipe.plain()
-    # leaves the generators of the caller alone
-    crop = augment(read_patch(path, recipe), recipe, random.Random(0))
-    batch = normalised(torch.from_numpy(crop)[None], recipe, weights)
-    try:
-        with torch.inference_mode():
-            logits = bundle.model(batch)
-    except RuntimeError as error:
-        # a card may ask for a crop that its network's pooling leaves nothing of
-        reason = " ".join(str(error).split())[:120].replace(". ", ", ")
-        raise InputError(
-            f"{path}: the model cannot take crops of {recipe.crop_size} px ({reason}); restore its"
-            " card, or train with a larger crop_size"
-        ) from error
-    probability = float(torch.softmax(logits.double() / temperature, 1)[0, 1])
-    if not math.isfinite(probability):
-        raise InputError(
-            f"{path}: the model's answer is not a number; its weights or the card's std are"
-            " unusable, save it again"
-        )
-    return Prediction(str(path), CLASSES[int(probability > 0.5)], probability)
-
-
-def normalised(crops: torch.Tensor, recipe: Recipe, weights: torch.Tensor) -> torch.Tensor:
-    """Make a batch of crops.
-
-    Args:
-        crops: (N, H, W, 3) float32 RGB in [0, 1]. recipe: `mean` and `std`. weights: of the model,
-            whose device and type the batch takes.
-    Returns:
-        (N, 3, H, W), contiguous.
-    """
-    batch = (crops - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
-    return batch.to(weights.device, weights.dtype).permute(0, 3, 1, 2).contiguous()
-
-
-def require_temperature(bundle: Bundle) -> float:
-    """Return the temperature on a model's card.
-
-    Raises:
-        InputError: there is none.
-    """
-    temperature = bundle.card.get("temperature")
-    if temperature is None:
-        raise InputError(
-            "the model's card has no temperature to calibrate by; put one there with"
-            " `hcd report RUN --calibrate` or write_temperature, or predict without calibration"
-        )
-    return temperature
 
 
 def load_export(path: StrPath, trust: bool = False, recipe: Recipe | None = None) -> Learner:

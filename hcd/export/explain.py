@@ -11,9 +11,10 @@ import torch
 from ..engine.layers import find_layer
 from ..errors import InputError
 from ..gradcam import find_method, hooked_backward
-from ..reader import augment, read_patch
-from .bundle import Bundle, normalised, predict_image
-from .prediction import CLASSES, Prediction
+from ..reader import augment
+from .answer import normalised, require_bundle, tumour_probabilities
+from .bundle import Bundle
+from .prediction import CLASSES, Prediction, name_of, prediction, to_patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,26 @@ class Explanation:
         height, width = self.heatmap.shape
         return f"{self.method} for {CLASSES[self.category]}, {height} x {width} map"
 
+    def png(self, zoom: int = 4) -> bytes:
+        """Return the heatmap over the crop as a PNG file, (crop_size zoom) px a side.
+
+        Each value of the map is one square, so that it looks no finer than it is; the more it
+        speaks for the class, the more it covers. The white box is the centre 32 x 32 px, which the
+        label is about.
+        """
+        side = len(self.gray) * zoom
+        shown = cv2.resize(self.gray, (side, side), interpolation=cv2.INTER_NEAREST)
+        shown = np.repeat(shown[..., None] * 255, 3, axis=2)
+        for_class = np.maximum(self.heatmap, 0)
+        share = for_class / max(float(for_class.max()), 1e-12)
+        share = cv2.resize(share, (side, side), interpolation=cv2.INTER_NEAREST)
+        colours = cv2.applyColorMap(np.uint8(255 * share), cv2.COLORMAP_MAGMA)
+        cover = 0.6 * share[..., None]
+        shown = np.uint8(shown * (1 - cover) + colours * cover)
+        near, far = side // 2 - 16 * zoom, side // 2 + 16 * zoom
+        cv2.rectangle(shown, (near, near), (far, far), (255, 255, 255), 1)
+        return cv2.imencode(".png", shown)[1].tobytes()
+
 
 def explain_image(
     bundle: Bundle,
@@ -53,7 +74,7 @@ def explain_image(
 
     Args:
         bundle: see `load_bundle`; left as it is, without gradients.
-        image: path of a file, as `predict_image` takes it; the centre crop is explained.
+        image: as `predict_images` takes it; the centre crop is explained.
         method: "grad_cam", "hires_cam" or "layer_cam".
         size: least side of the map; the last layer with such a map gives it, see
             `engine.layers.find_layer`. None takes the body's last map, which for DenseNet at 90 px
@@ -63,7 +84,7 @@ def explain_image(
     Returns:
         Explanation.
     Raises:
-        FileNotFoundError, InputError, InputTypeError: as `predict_image`, or no such method, size
+        FileNotFoundError, InputError, InputTypeError: as `predict_images`, or no such method, size
             or class.
     """
     name, to_map = find_method(method)
@@ -73,14 +94,17 @@ def explain_image(
             f"category={category!r} is no class; give 0 for negative, 1 for tumour or None for"
             " tumour"
         )
-    prediction = predict_image(bundle, image)
+    require_bundle(bundle)
     recipe = bundle.recipe.plain()
+    patch = to_patch(image, recipe.original_size)
+    probability = tumour_probabilities(bundle.model, patch[None], recipe)[0]
     # leaves the generators of the caller alone
-    crop = augment(read_patch(image, recipe), recipe, random.Random(0))
+    crop = augment(patch, recipe, random.Random(0))
     batch = normalised(torch.from_numpy(crop)[None], recipe, next(bundle.model.parameters()))
     layer, name_of_layer = None, "0"
     if size is not None:
         name_of_layer, layer = find_layer(bundle.model, batch, size)
     heatmap = to_map(*hooked_backward(bundle.model, batch, int(category), layer)).numpy()
     gray = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).clip(0, 1)
-    return Explanation(prediction, int(category), name, name_of_layer, heatmap, gray)
+    answer = prediction(name_of(image), float(probability))
+    return Explanation(answer, int(category), name, name_of_layer, heatmap, gray)

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_what_predict_image_refuses(bundle, learner, sample, tmp_path, refused):
     cut.write_bytes(path.read_bytes()[:500])
     for given, image, kind, text in [
         (learner, path, TypeError, "Learner"),
-        (bundle, path.read_bytes(), TypeError, "bytes"),
+        (bundle, 5, TypeError, "int"),
         (bundle, tmp_path / "none.tif", FileNotFoundError, "none.tif"),
         (bundle, cut, InputError, "cut.tif"),
         (replace(bundle, model=nn.Sequential(nn.Conv2d(3, 2, 1))), path, InputError, "training"),
@@ -87,7 +88,31 @@ def test_what_predict_image_refuses(bundle, learner, sample, tmp_path, refused):
             predict_image(given, image)
         with refused(kind, text) as explained:
             explain_image(given, image)
-        assert str(explained.value) == str(predicted.value)
+        if image != 5:  # one takes paths alone
+            assert str(explained.value) == str(predicted.value)
+
+
+def test_bytes_are_explained_as_their_file(bundle, sample):
+    path = Path(sample.test_paths[0])
+    of_file, of_bytes = explain_image(bundle, path), explain_image(bundle, path.read_bytes())
+    assert np.array_equal(of_file.heatmap, of_bytes.heatmap)
+    assert of_bytes.prediction == replace(of_file.prediction, path="image 0")
+
+
+def test_the_picture_shows_each_value_of_the_map_as_one_square(bundle, sample):
+    found = explain_image(bundle, sample.test_paths[0])
+    side = len(found.gray)
+    flat = replace(found, heatmap=np.float32([[0, 1], [-1, 0]]))
+    picture = cv2.imdecode(np.frombuffer(flat.png(zoom=4), np.uint8), cv2.IMREAD_COLOR).astype(int)
+    assert picture.shape == (4 * side, 4 * side, 3)
+    coloured = np.ptp(picture, axis=2) > 2  # grey where the map says nothing
+    half = 2 * side
+    corner = coloured[:half, half:]
+    assert (
+        corner.mean() > 0.9 and not coloured[half + 1 :].any() and not coloured[:, : half - 1].any()
+    )
+    nothing = replace(found, heatmap=np.full((2, 2), -1, np.float32)).png()
+    assert np.ptp(cv2.imdecode(np.frombuffer(nothing, np.uint8), 1), axis=2).max() == 0
 
 
 @pytest.mark.parametrize(
