@@ -39,6 +39,7 @@ setup(
     package_data={
         "hcd": ["py.typed", "*.pyi"],
         "hcd.evidence": ["*.html"],
+        "hcd.deploy": ["page/*"],
         "hcd.notebooks": ["*.ipynb"],
     },
     entry_points={"console_scripts": ["hcd=hcd.cli:main"]},
@@ -68,6 +69,12 @@ setup(
         "ipython>=7.23.1,<10",
     ],
     extras_require={
+        "serve": [
+            "fastapi>=0.136",
+            "starlette>=1.10",  # older ones leave files open
+            "uvicorn>=0.30",
+            "python-multipart>=0.0.22",
+        ],
         "pcam": ["h5py>=3.10", "isal>=1.7"],  # reads PatchCamelyon's files, and those gzipped
         "test": [
             "pytest>=7.4",
@@ -77,6 +84,13 @@ setup(
             "mypy>=1.11",
             "h5py>=3.10",
             "isal>=1.7",
+            "fastapi>=0.136",
+            "starlette>=1.10",
+            "uvicorn>=0.30",
+            "python-multipart>=0.0.22",
+            "httpx>=0.27",
+            "httpx2>=2.0",
+            "playwright>=1.40",
         ],
     },
 )

@@ -1,4 +1,4 @@
-"""`hcd run | predict | report | check | audit | pack | import`: parse, call, print.
+"""`hcd run | predict | serve | report | check | audit | pack | import`: parse, call, print.
 
 What a command needs is imported when it runs, so that help and usage errors wait for no library.
 """
@@ -64,6 +64,13 @@ def predict(options) -> int:
     from .export.command import predict
 
     return predict(options)
+
+
+def serve(options) -> int:
+    """Answer images in a browser, with a model."""
+    from .deploy.serve import serve
+
+    return serve(options)
 
 
 def check(options) -> int:
@@ -156,8 +163,8 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"hcd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    adders = (_add_run, _add_predict, _add_report, _add_check, _add_audit, _add_pack, _add_import)
-    for add in adders:
+    adders = (_add_run, _add_predict, _add_serve, _add_report, _add_check, _add_audit, _add_pack)
+    for add in (*adders, _add_import):
         add(commands)
     return parser
 
@@ -207,6 +214,20 @@ def _add_predict(commands):
     add("--batch-size", type=int, default=64, metavar="N", help="images at once; default: 64")
     add("--threads", type=int, metavar="N", help="of torch on a CPU; default: torch's own")
     add("--calibrated", action="store_true", help="apply the temperature on the model's card")
+
+
+def _add_serve(commands):
+    command = commands.add_parser(
+        "serve", help="a page and an API that answer with a model; needs pip install 'hcd[serve]'"
+    )
+    command.set_defaults(command=serve)
+    add = command.add_argument
+    add("model", metavar="MODEL", help="folder of a run or of a model")
+    add("--host", default="127.0.0.1", help="address to listen at; default: this machine alone")
+    add("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    add("--allow", nargs="+", default=[], metavar="NAME", help="other names that it is asked by")
+    add("--device", help="cpu, cuda, ...; default: a GPU when there is one")
+    add("--fast", action="store_true", help="compute in 16 bits")
 
 
 def _add_check(commands):

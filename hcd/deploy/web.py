@@ -1,0 +1,130 @@
+"""One page and one JSON API that answer with a model."""
+
+import base64
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .. import __version__
+from ..dataset.sample import draw_patch
+from ..errors import InputError
+from ..export.answer import TorchModel
+from ..export.bundle import Bundle
+from ..export.explain import explain_image
+from ..export.prediction import predict_images, to_patch
+from .settings import HEADERS, Limits
+
+LOCAL = ("127.0.0.1", "localhost")
+PAGE = Path(__file__).with_name("page")
+EXAMPLES = 6  # drawn patches, half of them with a tumour
+
+
+def make_app(
+    bundle: Bundle,
+    hosts: Sequence[str] = LOCAL,
+    device: Any = None,
+    fast: bool = False,
+    limits: Limits = Limits(),
+) -> Any:
+    """Build the server's application.
+
+    Args:
+        bundle: see `load_bundle`. hosts: names under which it may be asked for. device, fast: see
+            `predict_images`. limits: of one request.
+    Returns:
+        FastAPI application.
+    """
+    from anyio import CapacityLimiter, to_thread
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse, Response
+    from starlette.exceptions import HTTPException
+    from starlette.staticfiles import StaticFiles
+
+    from .guard import Guard
+    from .uploads import named, read_uploads
+
+    model = TorchModel(bundle, device, fast=fast)
+    # its own pages of documentation load scripts from elsewhere; /openapi.json stays
+    app = FastAPI(title="hcd", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, hosts=list(hosts), headers=HEADERS)
+    one_at_a_time = CapacityLimiter(1)  # a batch takes all cores; the rest wait their turn
+
+    async def compute(function, *args):
+        return await to_thread.run_sync(functools.partial(function, *args), limiter=one_at_a_time)
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request, error):
+        return JSONResponse({"error": error.detail}, error.status_code)
+
+    @app.exception_handler(InputError)
+    async def tell(request, error):
+        return JSONResponse({"error": str(error)}, 422)
+
+    @app.get("/health")
+    async def health() -> dict:
+        """Say that the server is there, and with which model."""
+        of_model = {name: bundle.card[name] for name in ("weights_sha256", "created")}
+        return {"status": "ok", "version": __version__, "arch": bundle.recipe.arch, **of_model}
+
+    @app.get("/model")
+    async def card() -> dict:
+        """Return the model's card, and how much a request may hold."""
+        most = {"most_files": limits.files, "most_bytes": limits.bytes}
+        return {**bundle.card, **most, "examples": EXAMPLES}
+
+    @app.post("/predict", openapi_extra=_form("files", many=True))
+    async def predict(request: Request, pictures: bool = False) -> dict:
+        """Answer every file, in order: name, label, tumour probability or null, and the error of a
+        file that is no patch. With `pictures` each patch comes back as a PNG in base64."""
+        uploads = await read_uploads(request, limits)
+        return {"answers": await compute(_answers, model, list(map(named, uploads)), pictures)}
+
+    @app.post("/explain", openapi_extra=_form("file"), response_class=Response)
+    async def explain(request: Request):
+        """Return a PNG of where the model looks in one patch; the header Heatmap-Title says what it
+        is."""
+        uploads = await read_uploads(request, limits)
+        found = await compute(explain_image, bundle, named(uploads[0]))
+        return Response(found.png(), media_type="image/png", headers={"Heatmap-Title": found.title})
+
+    @app.get("/examples/{number}", response_class=Response)
+    async def example(number: int):
+        """Return a patch that was drawn, not scanned."""
+        if not 0 <= number < EXAMPLES:
+            raise HTTPException(404, f"example {number} is not there; ask for 0 to {EXAMPLES - 1}")
+        patch = draw_patch(number % 2, np.random.default_rng(number))
+        return Response(_png(patch), media_type="image/png")
+
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+def _form(name, many=False):
+    """Describe a form of one file or of many for /openapi.json."""
+    file: dict = {"type": "string", "format": "binary"}
+    schema = {"type": "object", "required": [name], "properties": {name: file}}
+    if many:
+        schema["properties"] = {name: {"type": "array", "items": file}}
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _answers(model, images, pictures):
+    """Return what JSON can hold of the predictions of some images."""
+    answers = []
+    for image, found in zip(images, predict_images(model, images, on_error="report")):
+        answer: dict = {"name": found.path, "label": found.label, "error": found.error}
+        answer["probability"] = None if found.error else found.probability
+        if pictures and not found.error:
+            patch = _png(to_patch(image, model.original_size))
+            answer["picture"] = base64.b64encode(patch).decode()
+        answers.append(answer)
+    return answers
+
+
+def _png(patch):
+    return cv2.imencode(".png", patch[..., ::-1])[1].tobytes()

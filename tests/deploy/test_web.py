@@ -1,0 +1,275 @@
+"""The server answers what `predict_images` answers, and nothing that it should not."""
+
+import asyncio
+import base64
+import io
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import hcd
+from hcd.cli import main
+from hcd.deploy.settings import Limits
+from hcd.deploy.web import make_app
+
+testclient = pytest.importorskip("starlette.testclient", reason="needs pip install 'hcd[test]'")
+LIMITS = Limits(bytes=400_000, files=8)
+
+
+@pytest.fixture(scope="module")
+def folder(learner, tmp_path_factory):
+    metrics = {"valid_auc": 0.75}
+    place = tmp_path_factory.mktemp("web") / "model"
+    return hcd.save_bundle(learner, place, metrics, splits={"valid_auc": "random"})
+
+
+@pytest.fixture(scope="module")
+def bundle(folder):
+    return hcd.load_bundle(folder)
+
+
+@pytest.fixture
+def client(bundle):
+    app = make_app(bundle, ["127.0.0.1"], limits=LIMITS)
+    with testclient.TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        yield client
+
+
+def form(*files):
+    """Return files as a client sends them: paths, or (name, content)."""
+    pairs = [(Path(f).name, Path(f).read_bytes()) if not isinstance(f, tuple) else f for f in files]
+    return [("files", (name, content)) for name, content in pairs]
+
+
+def claiming(width, height):
+    """Return the bytes of a PNG whose header claims to be that large."""
+    head = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    checked = len(head[4:]).to_bytes(4, "big") + head + zlib.crc32(head).to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + checked
+
+
+def test_answers_come_in_order_and_bad_files_in_their_place(client, bundle, sample):
+    good = sample.test_paths[:3]
+    small = cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes()
+    bad = [
+        ("<b>a</b>.tif", Path(good[0]).read_bytes()[:900]),
+        ("small.png", small),
+        ("empty.tif", b""),
+        ("huge.png", claiming(60_000, 60_000)),
+    ]
+    answers = client.post("/predict", files=form(good[0], *bad, *good[1:])).json()["answers"]
+    names = [Path(path).name for path in good]
+    assert [a["name"] for a in answers] == [names[0], *(name for name, _ in bad), *names[1:]]
+    alone = [hcd.predict_image(bundle, path) for path in good]
+    for answer, expected in zip([answers[0], *answers[5:]], alone, strict=True):
+        assert (answer["label"], answer["error"]) == (expected.label, "")
+        assert answer["probability"] == pytest.approx(expected.probability, abs=1e-6)
+        assert "picture" not in answer
+    texts = ("cannot be decoded", "50 x 50 px", "(0 bytes)", "claims 60000 x 60000 px")
+    for answer, (name, _), text in zip(answers[1:5], bad, texts, strict=True):
+        assert (answer["label"], answer["probability"]) == ("", None)
+        assert answer["error"].startswith(name) and text in answer["error"]
+
+
+def test_pictures_are_the_patches(client, sample):
+    path = sample.test_paths[0]
+    files = form(path)
+    (answer,) = client.post("/predict?pictures=true", files=files).json()["answers"]
+    encoded = np.frombuffer(base64.b64decode(answer["picture"]), np.uint8)
+    shown = cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.array_equal(shown, hcd.read_image(path))
+
+
+def test_where_it_looks(client, bundle, sample):
+    path = Path(sample.test_paths[0])
+    found = client.post("/explain", files={"file": (path.name, path.read_bytes())})
+    expected = hcd.explain_image(bundle, path)
+    assert (found.status_code, found.headers["content-type"]) == (200, "image/png")
+    assert found.headers["heatmap-title"] == expected.title
+    assert found.content == expected.png()
+    damaged = client.post("/explain", files={"file": ("a.tif", b"no image")})
+    assert damaged.status_code == 422 and damaged.json()["error"].startswith("a.tif (8 bytes)")
+
+
+def test_health_card_examples_and_openapi(client, bundle):
+    health = client.get("/health").json()
+    assert health["status"] == "ok" and health["weights_sha256"] == bundle.card["weights_sha256"]
+    card = client.get("/model").json()
+    assert card["limits"] == bundle.card["limits"] and card["most_files"] == LIMITS.files
+    for number in range(card["examples"]):
+        patch = client.get(f"/examples/{number}").content
+        shape = cv2.imdecode(np.frombuffer(patch, np.uint8), cv2.IMREAD_COLOR).shape
+        assert shape == (96, 96, 3)
+    assert "ask for 0 to" in client.get(f"/examples/{card['examples']}").json()["error"]
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/health", "/model", "/predict", "/explain", "/examples/{number}"}
+    assert "multipart/form-data" in paths["/predict"]["post"]["requestBody"]["content"]
+
+
+def test_the_page_comes_from_here_alone(client):
+    page = client.get("/")
+    assert page.status_code == 200 and "Read this first" in page.text
+    for name in ("page.js", "page.css"):
+        assert name in page.text and client.get(f"/{name}").status_code == 200
+    everything = page.text + client.get("/page.js").text + client.get("/page.css").text
+    everything = everything.replace("http://www.w3.org/2000/svg", "")  # a name, not a place
+    assert (
+        "http:" not in everything and "https:" not in everything and "innerHTML" not in everything
+    )
+    assert client.get("/docs").status_code == client.get("/../web.py").status_code == 404
+    for answer in (page, client.get("/health"), client.post("/predict")):
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_too_many_files_or_bytes(client, sample):
+    patch = Path(sample.test_paths[0]).read_bytes()
+    for files in ([("a.tif", b"")] * 9, [("a.tif", patch)] * 5000, [("a.tif", b"0" * 500_000)]):
+        answer = client.post("/predict", files=form(*files))
+        assert answer.status_code == 413 and "400,000 bytes and 8 files" in answer.json()["error"]
+
+
+def sent(app, chunks, headers=()):
+    """Post a body in chunks as a client may that says nothing of its length; return the status and
+    how many chunks were taken."""
+    taken, status = [], []
+    kind = b"multipart/form-data; boundary=x"
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "raw_path": b"/predict",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", kind), *headers],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+        "scheme": "http",
+        "http_version": "1.1",
+    }
+    coming = iter(chunks)
+
+    async def receive():
+        chunk = next(coming, None)
+        if chunk is None:
+            return {"type": "http.disconnect"}
+        taken.append(chunk)
+        return {"type": "http.request", "body": chunk, "more_body": True}
+
+    async def send(message):
+        status.append(message.get("status"))
+
+    asyncio.run(app(scope, receive, send))
+    return status[0] if status else None, len(taken)
+
+
+HEAD = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.tif"\r\n\r\n'
+
+
+def test_an_endless_body_is_cut_off(bundle):
+    endless = [HEAD, *[b"0" * 100_000] * 1000]
+    status, taken = sent(make_app(bundle, ["127.0.0.1"], limits=LIMITS), endless)
+    assert status == 413 and taken < 10
+
+
+def test_a_client_that_hangs_up_harms_nobody(bundle, client, sample):
+    status, _ = sent(make_app(bundle, ["127.0.0.1"], limits=LIMITS), [HEAD, b"0" * 100])
+    assert status == 400  # which nobody reads
+    assert client.post("/predict", files=form(sample.test_paths[0])).status_code == 200
+
+
+def test_nothing_that_is_uploaded_comes_to_a_disk(client, sample, monkeypatch):
+    def spilled(self):
+        raise AssertionError("a file was rolled over to the disk")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", spilled)
+    # that is what starlette's own limit would do
+    with tempfile.SpooledTemporaryFile(1) as file, pytest.raises(AssertionError):
+        file.write(b"00")
+    large = [("a.tif", b"0" * 350_000)]
+    assert client.post("/predict", files=form(*large)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind, content, status, text",
+    [
+        ("application/json", b"{}", 415, "multipart/form-data"),
+        ("multipart/form-data", b"", 400, "cannot be read"),
+        ("multipart/form-data; boundary=x", b"--x--\r\n", 400, "no files"),
+        ("multipart/form-data; boundary=x", b"nonsense", 400, "cannot be read"),
+    ],
+)
+def test_no_form_or_none_that_can_be_read(client, kind, content, status, text):
+    answer = client.post("/predict", content=content, headers={"content-type": kind})
+    assert answer.status_code == status and text in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "headers, text",
+    [
+        ({"host": "evil.example"}, "not known as 'evil.example'"),
+        ({"host": "127.0.0.1.evil.example:8000"}, "not known as"),
+        ({"host": ""}, "not known as"),
+        ({"origin": "http://evil.example"}, "may not ask"),
+        ({"origin": "http://127.0.0.1:9"}, "may not ask"),
+        ({"origin": "null"}, "may not ask"),
+    ],
+)
+def test_another_page_may_not_ask(client, headers, text):
+    answer = client.get("/health", headers=headers)
+    assert answer.status_code == 403 and text in answer.json()["error"]
+    own = {"origin": "http://127.0.0.1:8000"}
+    assert client.get("/health", headers=own).status_code == 200
+
+
+def refused(capfd, *arguments):
+    assert main(["serve", *map(str, arguments)]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    return err
+
+
+def test_the_command_refuses_what_cannot_be_served(folder, tmp_path, capfd, monkeypatch):
+    assert "card.json is missing" in refused(capfd, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port} (Address already" in refused(capfd, folder, "--port", port)
+    assert "--port 70000 is no port" in refused(capfd, folder, "--port", 70000)
+    assert "give another --port or --host" in refused(capfd, folder, "--host", "999.9.9.9")
+    assert "device='gpu'" in refused(capfd, folder, "--device", "gpu")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "pip install 'hcd[serve]'" in refused(capfd, folder)
+
+
+@pytest.mark.long
+def test_the_command_serves_until_ctrl_c(folder, sample, tmp_path):
+    command = [sys.executable, "-m", "hcd.cli", "serve", str(folder), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = server.stdout.readline()
+        place = line.split(" answers at ")[1].split(" until")[0]
+        secret = "name-of-a-patient.tif"
+        content = Path(sample.test_paths[0]).read_bytes()
+        body = io.BytesIO()
+        body.write(HEAD.replace(b"a.tif", secret.encode()) + content + b"\r\n--x--\r\n")
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        request = urllib.request.Request(f"{place}/predict", body.getvalue(), kind)
+        assert secret in urllib.request.urlopen(request, timeout=60).read().decode()
+        host, port = place.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as hanging_up:
+            head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind['Content-Type']}"
+            hanging_up.sendall(f"{head}\r\nContent-Length: 9999\r\n\r\n".encode() + HEAD)
+        assert urllib.request.urlopen(f"{place}/health", timeout=60).status == 200
+    finally:
+        server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=60)
+    assert server.returncode == 0 and out == "stopped\n"
+    assert secret not in out + err and "Traceback" not in err
