@@ -72,6 +72,7 @@ def test_the_wheel_holds_every_module_and_the_notebook(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "hcd").rglob("*.py")}
     wanted |= {"hcd/py.typed", "hcd/__init__.pyi", "hcd/notebooks/walkthrough.ipynb"}
+    wanted |= {"hcd/evidence/report.html", "hcd/deploy/page/index.html", "hcd/deploy/page/page.js"}
     assert not wanted - names
     assert {"hcd/disk/whole.py", "hcd/export/card.py"} <= wanted
     assert not [name for name in names if name.startswith(("tests/", "outputs/"))]
