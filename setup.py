@@ -75,6 +75,7 @@ setup(
             "uvicorn>=0.30",
             "python-multipart>=0.0.22",
         ],
+        "notebook": ["jupyterlab>=4"],  # opens what `hcd notebook` copies
         "pcam": ["h5py>=3.10", "isal>=1.7"],  # reads PatchCamelyon's files, and those gzipped
         "test": [
             "pytest>=7.4",

@@ -1,10 +1,12 @@
-"""`hcd run | predict | serve | report | check | audit | pack | import`: parse, call, print.
+"""`hcd run | notebook | predict | serve | ...`: parse, call, print.
 
 What a command needs is imported when it runs, so that help and usage errors wait for no library.
 """
 
 import argparse
+import importlib.util
 import json
+import shlex
 import sys
 import time
 import traceback
@@ -41,7 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _refuse_empty(options) -> None:
     """Turn down empty names of files and folders, such as a shell's unset variable leaves."""
-    words = {"data": "DIR", "model": "MODEL", "source": "DIR", "folder": "OUT", "run": "RUN"}
+    words = {
+        "data": "DIR",
+        "model": "MODEL",
+        "source": "DIR",
+        "folder": "OUT",
+        "run": "RUN",
+        "file": "FILE",
+    }
     for name in ("data", "output", "resume", "into", "csv", "heatmap", "slides", *words):
         if getattr(options, name, None) == "":
             is_flag = name not in words or name == "data" and options.command in (run, report)
@@ -57,6 +66,19 @@ def run(options) -> int:
     from .run import run
 
     return run(options)
+
+
+def notebook(options) -> int:
+    """Copy the walkthrough's notebook and print how to open it."""
+    from .runs.template import copy_notebook
+
+    path = copy_notebook(options.file)
+    name = f"./{path}" if str(path).startswith("-") else str(path)  # else it looks like an option
+    print(f"{path} is yours to step through and to change; open it with:")
+    print(f"jupyter lab {shlex.quote(name)}")
+    if importlib.util.find_spec("jupyterlab") is None:
+        print("JupyterLab is not installed here; install it with pip install 'hcd[notebook]'")
+    return 0
 
 
 def predict(options) -> int:
@@ -163,8 +185,18 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"hcd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    adders = (_add_run, _add_predict, _add_serve, _add_report, _add_check, _add_audit, _add_pack)
-    for add in (*adders, _add_import):
+    adders = (
+        _add_run,
+        _add_notebook,
+        _add_predict,
+        _add_serve,
+        _add_report,
+        _add_check,
+        _add_audit,
+        _add_pack,
+        _add_import,
+    )
+    for add in adders:
         add(commands)
     return parser
 
@@ -189,6 +221,15 @@ def _add_run(commands):
     meanings = Recipe.meanings()
     for field in fields(Recipe):
         _add_recipe_flag(recipe, field, meanings.get(field.name, ""))
+
+
+def _add_notebook(commands):
+    command = commands.add_parser(
+        "notebook", help="copy the walkthrough's notebook, to step through it in Jupyter"
+    )
+    command.set_defaults(command=notebook)
+    add = command.add_argument
+    add("file", metavar="FILE", nargs="?", default="walkthrough.ipynb", help="default: %(default)s")
 
 
 def _add_predict(commands):

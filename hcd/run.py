@@ -23,7 +23,7 @@ from .runs.folder import (
     remove_run,
     resume_command,
 )
-from .runs.notebook import failed_cell, find_notebook, run_notebook
+from .runs.notebook import failed_cell, run_notebook
 from .runs.progress import say
 from .runs.record import (
     MOST_BYTES,
@@ -33,6 +33,7 @@ from .runs.record import (
     resume_record,
     start_record,
 )
+from .runs.template import find_notebook
 from .runs.tidy import tidy_run
 from .split import split_dataset
 from .terminal import tell

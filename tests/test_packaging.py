@@ -87,6 +87,13 @@ def test_it_says_its_version_in_an_empty_folder(installed, tmp_path):
     assert found.startswith(str(installed.parents[1]))
 
 
+def test_it_copies_its_notebook_to_an_empty_folder(installed, tmp_path):
+    done = run(installed, tmp_path, "notebook")
+    assert (done.returncode, done.stderr) == (0, "")
+    notebook = CHECKOUT / "notebooks/walkthrough.ipynb"
+    assert (tmp_path / "walkthrough.ipynb").read_bytes() == notebook.read_bytes()
+
+
 @pytest.mark.long
 def test_it_runs_the_walkthrough_in_an_empty_folder(installed, tmp_path):
     done = run(installed, tmp_path, "run", *RECIPE)

@@ -15,6 +15,7 @@ from ..errors import Refused
 from . import events
 from .kernel import own_environment, own_kernel
 from .progress import shown_progress
+from .template import find_notebook
 
 
 class _WholeFiles(papermill.iorw.LocalHandler):
@@ -24,17 +25,6 @@ class _WholeFiles(papermill.iorw.LocalHandler):
         """Write a notebook's JSON."""
         with whole_write(path, "w") as file:
             file.write(buf)
-
-
-def find_notebook() -> Path:
-    """Return the path of walkthrough.ipynb, in the checkout or in the installed package."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package.parent / "notebooks", package / "notebooks"):
-        if (folder / "walkthrough.ipynb").is_file():
-            return folder / "walkthrough.ipynb"
-    raise FileNotFoundError(
-        "walkthrough.ipynb was not installed with hcd; install hcd again from its checkout"
-    )
 
 
 def run_notebook(output, parameters: dict) -> None:
