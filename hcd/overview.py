@@ -10,6 +10,7 @@ from fastai.train import ClassificationInterpretation
 from fastai.vision import image2np
 from matplotlib.figure import Figure
 
+from .disk.shown import loss_text
 from .engine.given import class_names, require_width
 from .engine.interpreted import WithProbabilities, interpreted_set
 from .errors import InputError, InputTypeError
@@ -150,6 +151,5 @@ def _rows(interp, names, rng, draw):
 
 def _caption(interp, i, classes):
     predicted, actual = int(interp.pred_class[i]), int(interp.y_true[i])
-    # a sure model's loss is -0.0, and max gives back the first of equals
-    loss, probability = max(0.0, float(interp.losses[i])), float(interp.preds[i, actual])
-    return f"{classes[predicted]} / {classes[actual]} / {loss:.2f} / {probability:.2f}"
+    loss, probability = loss_text(interp.losses[i]), float(interp.preds[i, actual])
+    return f"{classes[predicted]} / {classes[actual]} / {loss} / {probability:.2f}"

@@ -97,7 +97,7 @@ def plot_outliers(dark: Sequence[tuple], bright: Sequence[tuple], most: int = 6)
 
     Args: dark, bright: lists, perhaps empty, of (id, label, image); most: how many of each are
     shown.
-    Returns: Figure of 2 x most axes; a row tells its count, "6 of 9" where some are left out.
+    Returns: Figure of two rows of axes; a row tells its count, "6 of 9" where some are left out.
     Raises: InputError: most is below 1, or not an image.
 
     CHANGED C11: none, and more than six, are said to be so; the walkthrough shows six in silence.
@@ -126,8 +126,11 @@ def plot_outliers(dark: Sequence[tuple], bright: Sequence[tuple], most: int = 6)
             )
         )
     title = "Almost black and almost white patches"
+    # no columns without a patch, over which the title would float
+    columns = max(1, *(len(cells) for _, cells in rows))
+    size = max(2.5 * columns + 1, 6), 7 if len(dark) or len(bright) else 5
     return _draw_rows(
-        rows, most, (2.5 * most + 1, 7), title, may_be_empty=True, fontsize=9, family="monospace"
+        rows, columns, size, title, may_be_empty=True, fontsize=9, family="monospace"
     )[0]
 
 
@@ -148,7 +151,7 @@ def plot_sweep(curves: Sequence) -> Figure:
         raise InputError("0 curves: there is nothing to plot; give one a weight decay")
     lines, usable = [], []
     for curve in curves:
-        name = _short(curve.weight_decay)
+        name = short_number(curve.weight_decay)
         lrs, losses = (
             np.array([float(value) for value in values]) for values in (curve.lrs, curve.losses)
         )
@@ -294,8 +297,8 @@ def _draw_cell(axis, cell, image):
 
 
 def _say_none_found(axis):
-    """Leave the first axes of an empty row for the row's label."""
-    axis.set(frame_on=False, xticks=[], yticks=[])
+    """Leave the first axes of an empty row, as wide as a patch, for the row's label."""
+    axis.set(frame_on=False, xticks=[], yticks=[], box_aspect=1)
     middle = {"ha": "center", "va": "center", "transform": axis.transAxes}
     axis.text(0.5, 0.5, "none found", fontsize=14, **middle)
 
@@ -325,7 +328,7 @@ def _pixels(cell):
     return image if image.dtype == np.uint8 else image.clip(0, 1)
 
 
-def _short(number):
+def short_number(number):
     """Write 1e-6 for 0.000001 and 1.5e-3 for 0.0015."""
     mantissa, exponent = f"{number:.3e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}" if number else "0"
@@ -349,5 +352,5 @@ def _limit_sweep(axis, curves):
     ends = max(min(left) / 10, min(lrs.min() for lrs, _ in curves) / 2), max(right) * 2
     axis.set(xlim=ends, ylim=(low - 0.1 * span, top))
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ends[1] < 1e5 * ends[0] else (1,)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axis.xaxis.set_minor_formatter(NullFormatter())

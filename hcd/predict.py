@@ -11,8 +11,8 @@ import torch
 from fastai.basic_data import DeviceDataLoader
 from fastai.core import listify
 from torch.utils.data import Dataset, Subset
-from tqdm import tqdm
 
+from .disk.shown import progress_bar
 from .disk.whole import StrPath, whole_write
 from .engine.compat import DataLoader
 from .engine.given import (
@@ -85,12 +85,8 @@ def predict_tta(
     crops = DrawnCrops(learner.data.test_ds, passes)
     waiting = Subset(crops, range(0 if done is None else len(done), len(crops)))
     learner.model.eval()
-    bar = tqdm(
-        total=len(crops),
-        initial=len(crops) - len(waiting),
-        desc=f"{passes} averaged passes",
-        disable=not progress,
-    )
+    earlier = len(crops) - len(waiting)
+    bar = progress_bar(len(crops), f"{passes} averaged passes", progress, initial=earlier)
     with torch.no_grad(), bar:
         for images, _ in _loader(waiting, passes, test_dl):
             probabilities = _predict(learner.model, images, classes, activation)
@@ -196,7 +192,7 @@ def write_validation(
             "id": [Path(str(item)).stem for item in patches.items],
             "label": [int(label) for label in patches.y.items],
             "probability": probabilities[:, 1].astype(float),
-            "loss": np.asarray(losses, float),
+            "loss": np.asarray(losses, float) + 0.0,  # a sure model's is -0.0
         }
     )
     with whole_write(path, "w", newline="") as file:

@@ -1,11 +1,15 @@
 """One learning-rate range test per weight decay."""
 
+import io
 import math
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 
+from .disk.shown import loss_text, progress_bar
 from .disk.whole import StrPath
 from .engine.compat import DataBunch
 from .learner import get_learner
+from .plots import short_number
 from .recipe import Recipe
 from .runs.checkpoint import Checkpoints, NoCheckpoints, split_digest
 
@@ -45,12 +49,11 @@ def sweep_weight_decay(
         )
         curve = step.load(lambda kept: Curve(**kept["curve"]))
         if curve is None:
-            curve = _range_test(data, recipe, path, weight_decay)
+            title = f"weight decay {short_number(weight_decay)} ({number + 1} of {count})"
+            curve = _range_test(data, recipe, path, weight_decay, title)
             step.save(curve=asdict(curve))
             least = min(filter(math.isfinite, curve.losses), default=math.nan)
-            step.tell(
-                f"weight decay {weight_decay:g} ({number + 1} of {count}): least loss {least:.2f}"
-            )
+            step.tell(f"{title}: least loss {loss_text(least)}")
         curves.append(curve)
     return curves
 
@@ -61,9 +64,12 @@ def _network(recipe) -> dict:
     return {f"sweep's {name}": getattr(recipe, name) for name in kept}
 
 
-def _range_test(data, recipe, path, weight_decay) -> Curve:
+def _range_test(data, recipe, path, weight_decay, title) -> Curve:
     learner = get_learner(data, recipe, path)
-    learner.lr_find(wd=weight_decay, num_it=recipe.sweep_iterations)
+    count = recipe.sweep_iterations
+    # fastai's hint to plot a single test is not for several
+    with progress_bar(count, title) as bar, redirect_stdout(io.StringIO()):
+        learner.lr_find(wd=weight_decay, num_it=count, bar=bar)
     recorder = learner.recorder
     lrs, losses = ([float(value) for value in values] for values in (recorder.lrs, recorder.losses))
     return Curve(weight_decay, lrs, losses)

@@ -227,6 +227,19 @@ def test_no_outliers_say_so_in_both_rows():
     assert [axis.get_ylabel() for axis in visible(figure)] == ["Extremely dark", "Extremely bright"]
 
 
+@pytest.mark.parametrize("dark, bright", [(0, 0), (1, 0), (0, 1), (2, 1)])
+def test_the_outliers_title_stands_over_them(dark, bright):
+    """And not over columns that nothing is in."""
+    found = [(patch_id(0), 0, patch())]
+    figure = plots.plot_outliers(found * dark, found * bright)
+    figure.canvas.draw()
+    boxes = [axis.get_tightbbox() for axis in visible(figure)]
+    left, right = min(box.x0 for box in boxes), max(box.x1 for box in boxes)
+    title = figure._suptitle.get_window_extent()
+    assert left < (title.x0 + title.x1) / 2 < right
+    assert title.x0 >= 0 and title.x1 <= figure.bbox.width
+
+
 # sweep
 
 

@@ -104,3 +104,22 @@ def test_diverging_test_stops_early(databunch, small_recipe, tmp_path, seeded):
 def test_temporary_weights_go_where_told(databunch, small_recipe, tmp_path):
     run(databunch, small_recipe, tmp_path / "there", sweep_weight_decays=(0,), sweep_iterations=2)
     assert [path.name for path in (tmp_path / "there" / "models").iterdir()] == ["tmp.pth"]
+
+
+def test_one_bar_a_test_says_which_it_is(databunch, small_recipe, tmp_path, monkeypatch, capsys):
+    opened, open_bar = [], sweep.progress_bar
+
+    def spy(total, title):
+        assert all(bar.disable for bar in opened)  # the one before is closed
+        opened.append(open_bar(total, title))
+        return opened[-1]
+
+    monkeypatch.setattr(sweep, "progress_bar", spy)
+    curves = run(databunch, small_recipe, tmp_path, sweep_weight_decays=(1e-6, 1e-4, 0.015))
+    assert [bar.desc for bar in opened] == [
+        "weight decay 1e-6 (1 of 3)",
+        "weight decay 1e-4 (2 of 3)",
+        "weight decay 1.5e-2 (3 of 3)",
+    ]
+    assert [bar.n for bar in opened] == [len(curve.losses) for curve in curves]
+    assert "LR Finder" not in capsys.readouterr().out

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from ..disk.shown import progress_bar
 from ..disk.whole import shorten, whole_write
 from ..errors import InputError
 from .tables import MOST_ROWS
@@ -70,7 +70,7 @@ def decompress(path: Path, plain: Path, most_bytes: int, progress: bool) -> None
         with (
             open_gzip(path) as packed,
             whole_write(plain) as file,
-            tqdm(desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar,
+            progress_bar(None, path.name, progress, unit="B", unit_scale=True) as bar,
         ):
             while block := packed.read(1 << 20):
                 most_bytes -= len(block)

@@ -11,10 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from ..disk.images import encode_tiff
 from ..disk.parallel import usable_cpus
+from ..disk.shown import progress_bar
 from .pcam_files import PATCH, Side
 
 MOST_THREADS = 8  # the disk is the bound, and each holds a batch in memory
@@ -27,7 +27,7 @@ def _map_rows(function, rows, title, progress) -> Iterator[Any]:
     count = len(rows.data)
     with (
         ThreadPoolExecutor(min(usable_cpus(), MOST_THREADS)) as pool,
-        tqdm(total=count, desc=title, disable=not progress) as bar,
+        progress_bar(count, title, progress) as bar,
     ):
         try:
             for result in pool.map(function, range(0, count, rows.batch)):

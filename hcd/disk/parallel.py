@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from ..errors import InputTypeError
+from .shown import progress_bar
 
 
 def usable_cpus() -> int:
@@ -104,7 +103,7 @@ def map_patches(
     chunks = [paths[start : start + chunk] for start in range(0, len(paths), chunk)]
     with (
         ThreadPoolExecutor(usable_cpus()) as pool,
-        tqdm(total=len(paths), desc=title, disable=not progress) as bar,
+        progress_bar(len(paths), title, progress) as bar,
     ):
         try:
             for results in pool.map(lambda part: [function(path) for path in part], chunks):

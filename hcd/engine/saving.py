@@ -3,6 +3,7 @@
 import gc
 import io
 import pickle
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..disk.shown import progress_bar
 from ..disk.whole import whole_write, writable_folder
 from ..errors import InputError
+from .bars import FitBar, OneBar, close_bars
 from .compat import fastai, load_tensors
 from .given import unwrapped
 
@@ -68,9 +71,33 @@ class Learner(fastai.basic_train.Learner):
         # fastai makes them in `fit`, once for each; these are made already
         makers, self.callback_fns = self.callback_fns, [lambda _, one=one: one for one in made]
         try:
-            super().fit(epochs, lr, wd, callbacks)
+            super().fit(epochs, lr, wd, [*callbacks, FitBar()])
         finally:
             self.callback_fns = makers
+            close_bars(self)
+
+    def lr_find(
+        self,
+        start_lr: Any = 1e-7,
+        end_lr: Any = 10,
+        num_it: int = 100,
+        stop_div: bool = True,
+        wd: Any = None,
+        bar: Any = None,
+    ) -> None:
+        """Run fastai's range test under one progress bar; fastai's own would stay when it is over.
+
+        Args:
+            bar: open tqdm bar that counts the batches; None opens one. The others: fastai's.
+        """
+        own = progress_bar(num_it, "learning-rate range test") if bar is None else nullcontext(bar)
+        with own as shown:
+            one_bar = OneBar(shown)
+            self.callbacks.append(one_bar)
+            try:
+                fastai.train.lr_find(self, start_lr, end_lr, num_it, stop_div, wd)
+            finally:
+                self.callbacks.remove(one_bar)
 
     def predict(self, item: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict one image, as fastai does, by its centre crop where the learner was trained on

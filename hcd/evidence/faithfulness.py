@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from tqdm.auto import tqdm
 
+from ..disk.shown import progress_bar
 from ..engine.given import (
     applied_recipe,
     require_learner,
@@ -126,7 +126,8 @@ def heatmap_faithfulness(
     layer_name, networks = "0", [(model, None), (randomised(model, rng_seed), None)]
     scores: list[list[float]] = []
     maps: tuple[list, list] = ([], [])
-    for patch in tqdm(patches, "explaining patches", disable=not progress):
+    waiting = progress_bar(len(patches), "explaining patches", progress, iterable=patches)
+    for patch in waiting:
         batch = _views(patch, recipe, model)
         if size is not None and not scores:
             layer_name, _ = find_layer(model, batch[:1], size)

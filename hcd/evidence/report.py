@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from ..dataset.masks import read_masks
 from ..dataset.opened import Dataset, open_dataset
 from ..dataset.slides import read_slides, slides_of
+from ..disk.shown import loss_text
 from ..disk.whole import (
     StrPath,
     parse_json,
@@ -340,7 +341,7 @@ def draw_losses(
         with torch.inference_mode():
             batch = normalised(torch.from_numpy(np.stack(crops)), recipe, weights)
             logits = bundle.model(batch).double()
-        losses.append(-torch.log_softmax(logits, 1)[:, label])
+        losses.append(0 - torch.log_softmax(logits, 1)[:, label])  # 0 has no sign so
     return torch.cat(losses).numpy()
 
 
@@ -400,7 +401,7 @@ def _plot_worst(kept):
         path = kept.dataset.train_path(patch_id)
         crop = read_image(path)[shown, shown]
         actual = "tumour" if label else "negative"
-        cells.append(Cell(crop, f"{actual}, p = {probability:.3f}\nloss {loss:.1f}"))
+        cells.append(Cell(crop, f"{actual}, p = {probability:.3f}\nloss {loss_text(loss, 1)}"))
         explained = _explained(kept.bundle, path)
         maps.append(Cell(explained.gray, explained.title, explained.heatmap))
     rows = []

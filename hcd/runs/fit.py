@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..disk.shown import loss_text
 from ..disk.whole import whole_write, writable_folder
 from ..engine.compat import fastai
 from ..engine.given import bare_loss, unwrapped
@@ -171,7 +172,7 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
             for row, end in enumerate(ends[: len(losses)]):
                 metrics = recorder.metrics[row] if recorder.metrics else ()
                 numbers = [recorder.losses[end], losses[row], *metrics]
-                writer.writerow([row, *(f"{float(number):.6f}" for number in numbers)])
+                writer.writerow([row, *(f"{loss_text(number, 6)}" for number in numbers)])
 
     def _tell(self, epoch, n_epochs, losses):
         recorder = self.learn.recorder

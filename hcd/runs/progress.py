@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from ..disk.shown import loss_text
 from .events import Follower
 
 STAGES = {"stage1": "stage 1", "stage2": "stage 2"}
@@ -64,6 +65,6 @@ def _epoch(name, epoch, epochs, train, valid, metrics, seconds, **_):
     numbers = "".join(f", {metric} {value:.3f}" for metric, value in metrics.items())
     minutes, seconds = divmod(round(seconds), 60)
     return (
-        f"{STAGES.get(name, name)}, epoch {epoch} of {epochs}: train {train:.2f}, validation"
-        f" {valid:.2f}{numbers}, {minutes}:{seconds:02}"
+        f"{STAGES.get(name, name)}, epoch {epoch} of {epochs}: train {loss_text(train)}, validation"
+        f" {loss_text(valid)}{numbers}, {minutes}:{seconds:02}"
     )

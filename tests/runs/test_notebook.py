@@ -46,6 +46,22 @@ def test_progress_ends_as_a_table_with_a_row_for_each_epoch(run_folder, run_reci
     assert "<progress" not in page
 
 
+def test_no_bar_stays_and_nothing_is_drawn_red(run_folder):
+    """In Jupyter a cell shows the same outputs; it draws those of standard error in red."""
+    cells = nbformat.read(run_folder / "walkthrough.ipynb", 4).cells
+    shown = {
+        cell.metadata.hcd.cell: cell.outputs
+        for cell in cells
+        if cell.cell_type == "code" and "hcd" in cell.metadata
+    }
+    for outputs in shown.values():
+        assert all(output.get("name") != "stderr" for output in outputs)
+        pages = [output.data.get("text/html", "") for output in outputs if "data" in output]
+        assert not [page for page in pages if "<progress" in page]
+    assert shown[17] == []  # no table of epochs either: a range test validates nothing
+    assert not [output for output in shown[24] if "text/html" in output.get("data", {})]
+
+
 def test_every_figure_is_a_png_of_its_own(run_folder):
     names = {path.name for path in (run_folder / "figures").iterdir()}
     assert names == {f"in{number:02}.png" for number in PICTURES} | {"in38-2.png"}
