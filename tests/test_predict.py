@@ -216,6 +216,8 @@ def test_c30_validation_predictions_are_kept(learner, sample, split, tmp_path, r
     assert table["probability"].tolist() == written["probability"].tolist()
     np.testing.assert_array_equal(table["probability"].astype("float32"), probabilities[:, 1])
     np.testing.assert_array_equal(table["loss"].astype("float32"), losses)
+    sure = write_validation(tmp_path / "sure.csv", learner, probabilities, -0.0 * losses)
+    assert (sure["loss"] == 0).all() and "-0.0" not in (tmp_path / "sure.csv").read_text()
     with refused(ValueError, "(14, 2)", "15 validation patches"):
         write_validation(tmp_path / "other.csv", learner, probabilities[:-1], losses)
     assert not (tmp_path / "other.csv").exists()

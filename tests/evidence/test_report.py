@@ -98,6 +98,16 @@ def test_a_draws_loss_is_the_cross_entropy_of_what_the_reader_draws(reported, sa
         assert found == pytest.approx(float(wanted), rel=1e-4)
 
 
+def test_a_sure_draws_loss_is_not_minus_nothing(reported, sample):
+    import torch
+
+    bundle = load_bundle(reported[0] / "model")
+    with torch.no_grad():
+        bundle.model[-1][-1].bias += torch.tensor([-1e4, 1e4])
+    losses = draw_losses(bundle, sample.train_paths[0], 1, draws=3)
+    assert (losses == 0).all() and not np.signbit(losses).any()
+
+
 def test_the_page_is_whole_and_asks_for_nothing(reported):
     folder, numbers = reported
     text = (folder / "report.html").read_text()
