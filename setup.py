@@ -59,6 +59,7 @@ setup(
         "scipy>=1.11",
         "jinja2>=3.1",
         "safetensors>=0.4.3",
+        "pyyaml>=6.0",
         "papermill>=2.6",  # 2.5 passes today's traitlets what they no longer take
         "nbclient>=0.8",
         "jupyter-client>=8.3",
@@ -92,6 +93,7 @@ setup(
             "httpx>=0.27",
             "httpx2>=2.0",
             "playwright>=1.40",
+            "huggingface-hub>=0.25",  # its parser reads the model cards
         ],
     },
 )

@@ -217,6 +217,7 @@ def validate(run: Run, statistics) -> None:
         "final_model": run.final_model,
         "valid_accuracy": score.accuracy,
         "valid_auc": score.auc,
+        "valid_auc_interval": judged.interval,
         "tta_passes": 0 if run.dataset.no_test else run.recipe.tta_passes,
     }
 

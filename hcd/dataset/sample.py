@@ -73,6 +73,19 @@ def make_sample(
         lock.release()
 
 
+def is_sample(root: StrPath) -> bool:
+    """Say whether a folder holds the sample just as `make_sample` drew it, whose sample.json has
+    the SHA-1 of all of it."""
+    card = Path(root) / CARD
+    try:
+        content = card.read_bytes() if card.stat().st_size < 1000 else b""
+        call = json.loads(content)
+        del call["sha1"]
+        return content == _card(Path(root), call)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # somebody else's, or none
+        return False
+
+
 def _draw(root, call):
     """Draw the sample of a call, or open the one that is there."""
     _remove_unfinished(root)

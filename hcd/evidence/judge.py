@@ -48,6 +48,15 @@ class Judgement:
     why_not: str
     why_no_temperature: str
 
+    @property
+    def interval(self) -> dict | None:
+        """The 95 % interval of the AUC, a dict of low, high and over, which says what it counts:
+        groups, or patches where groups cannot tell; None where patches cannot either."""
+        found, over = (self.auc, plural(self.what)) if self.auc else (self.patch_auc, "patches")
+        if found is None:
+            return None
+        return {"low": found.interval[0], "high": found.interval[1], "over": over}
+
     def text(self) -> str:
         """Return lines for people."""
         lines = [f"AUC {self.value:.4f}"]

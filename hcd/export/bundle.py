@@ -1,6 +1,7 @@
 """Save a model for another machine, load it there."""
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from .. import __version__
+from ..dataset.sample import is_sample
 from ..disk.whole import SCRATCH, StrPath, read_json, refuse_link, whole_write, writable_folder
 from ..engine.given import (
     applied_recipe,
@@ -27,7 +30,8 @@ from ..engine.saving import Learner, load_trusted_export
 from ..errors import InputError
 from ..learner import build_shapes
 from ..recipe import Recipe
-from .card import MOST_BYTES, card_notes, make_card, read_card, with_temperature
+from .card import MOST_BYTES, SYNTHETIC, make_card, read_card, with_temperature
+from .notes import card_notes
 
 CARD, WEIGHTS, NOTES = "card.json", "model.safetensors", "README.md"
 
@@ -50,6 +54,7 @@ def save_bundle(
     splits: dict | None = None,
     license: str = "unspecified",
     temperature: float | None = None,
+    dataset: str | None = None,
 ) -> Path:
     """Write a learner's model as weights and a card that run no code when loaded.
 
@@ -59,6 +64,8 @@ def save_bundle(
         metrics: numbers to put on the card, such as the validation AUC. data_fingerprint: see
             `Dataset.fingerprint`. splits, license: see `make_card`.
         temperature: that calibrates its probabilities, see `fit_temperature`.
+        dataset: name of what it was trained on, such as a hub's "owner/name"; None says so where
+            that is the synthetic sample, see `is_sample`.
     Returns:
         Path of the folder.
     Raises:
@@ -75,8 +82,11 @@ def save_bundle(
     """
     recipe, weights = _savable(learner)
     digest = hashlib.sha256(weights).hexdigest()
+    source = getattr(learner.data.train_ds.x, "source", None)
+    if dataset is None and source is not None and is_sample(source.root):
+        dataset = SYNTHETIC
     card, content = make_card(
-        recipe, digest, metrics, data_fingerprint, splits, license, temperature
+        recipe, digest, metrics, data_fingerprint, splits, license, temperature, dataset
     )
     folder = writable_folder(folder)
     pending = _pending(folder, card)
@@ -118,7 +128,19 @@ def _savable(learner):
     _check_tensors("the learner's model", tensors, shapes.state_dict())
     shapes.load_state_dict(tensors, assign=True)
     _require_same_answers(model, shapes.eval(), recipe)
-    return recipe, safetensors.torch.save(tensors)
+    return recipe, _serialised(tensors, recipe)
+
+
+def _serialised(tensors, recipe):
+    """Return tensors as bytes of safetensors, with metadata; the same bytes every time, which the
+    library's own header, of names in any order, is not."""
+    content = safetensors.torch.save(tensors)
+    start = 8 + int.from_bytes(content[:8], "little")
+    metadata = {"format": "pt", "arch": recipe.arch, "classes": json.dumps(CLASSES)}
+    header = {"__metadata__": {**metadata, "hcd": __version__}, **json.loads(content[8:start])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _require_trained_on(learner, recipe):

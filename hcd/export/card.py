@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..recipe import Recipe
 from .prediction import CLASSES
 
-FORMAT = "hcd-model-3"
+FORMAT = "hcd-model-4"
 SPACING_UM_PX = 0.972  # micrometres a pixel of the competition's patches
 # what cards of older formats lack; tests/golden/old holds one, which must load for ever
 ADDED: dict[str, dict] = {
@@ -22,9 +22,12 @@ ADDED: dict[str, dict] = {
         "license": "unspecified",
         "splits": {},
         "temperature": None,
+        "dataset": None,
     },
-    "hcd-model-2": {"temperature": None},
+    "hcd-model-2": {"temperature": None, "dataset": None},
+    "hcd-model-3": {"dataset": None},
 }
+SYNTHETIC = "hcd-synthetic-sample"  # the data set that make_sample draws
 MOST_BYTES = 1 << 20
 INTENDED_USE = (
     "Research and teaching: the probability that the centre 32 x 32 px of one 96 x 96 px H&E patch"
@@ -33,6 +36,9 @@ INTENDED_USE = (
 LIMITS = (
     "Not a medical device and not validated for diagnosis. It judges single patches, not slides or"
     " patients. {split}; other scanners, stains and tissues were not tested."
+)
+SYNTHETIC_LIMITS = (
+    "Trained on synthetic patches that hcd drew, so its numbers say nothing about real tissue. "
 )
 SPLITS = {
     "random": "Validation patches come from the same slides as training patches, so the validation"
@@ -76,6 +82,7 @@ RULES = {  # field: what it must be, and whether a value is that
         "null or a number from 0.01 to 100",
         lambda value: value is None or (_is_number(value) and 0.01 <= value <= 100),
     ),
+    "dataset": ("null or a text", lambda value: value is None or _is_text(value)),
     "created": ("a text", _is_text),
     "intended_use": ("a text", _is_text),
     "limits": ("a text", _is_text),
@@ -90,17 +97,21 @@ def make_card(
     splits: dict | None = None,
     license: str = "unspecified",
     temperature: float | None = None,
+    dataset: str | None = None,
 ) -> tuple[dict, bytes]:
     """Write a model's card.
 
     Args:
         recipe: what the model was trained by. weights_sha256: hex digest of the weights file.
-        metrics: numbers, texts, and lists and dicts of them. data_fingerprint: see
-            `Dataset.fingerprint`.
+        metrics: numbers, texts, and lists and dicts of them. "<name>_interval", a dict of low,
+            high and over, is the 95 % interval of the metric <name>, see `Judgement.interval`.
+        data_fingerprint: see `Dataset.fingerprint`.
         splits: for each metric that was measured on a split of its own, its kind: see
             `Recipe.split`, or "other slides" for a test set.
         license: of the model, such as "CC-BY-4.0".
         temperature: that calibrates its probabilities, see `fit_temperature`.
+        dataset: name of what it was trained on, such as a hub's "owner/name"; SYNTHETIC for the
+            synthetic sample.
     Returns:
         card: dict of the fields of RULES; content: its JSON as bytes.
     Raises:
@@ -123,14 +134,16 @@ def make_card(
         "license": license,
         "splits": splits or {},
         "temperature": temperature,
+        "dataset": dataset,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "intended_use": INTENDED_USE,
-        "limits": LIMITS.format(split=SPLITS[recipe.split]),
+        "limits": (SYNTHETIC_LIMITS if dataset == SYNTHETIC else "")
+        + LIMITS.format(split=SPLITS[recipe.split]),
     }
     try:
         # numpy's numbers are floats too
         content = json.dumps(card, indent=1, allow_nan=False, default=float).encode()
-        parse_json(content.decode())
+        card = parse_json(content.decode())  # as it is read back
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise InputError(
             f"the metrics cannot stand on a card ({shorten(str(error), 200)}); give finite numbers"
@@ -185,35 +198,6 @@ def read_card(path: Path) -> tuple[dict, Recipe]:
         return card, replace(Recipe.from_stored(card["recipe"]), pretrained=False)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {shorten(str(error), 300)}") from error
-
-
-def card_notes(card: dict) -> str:
-    """Tell a card in Markdown for people to read."""
-    recipe, splits = card["recipe"], card["splits"]
-    metrics = [
-        f"- {name}: {value} (split: {splits.get(name, 'not recorded')})"
-        for name, value in card["metrics"].items()
-    ]
-    value = card["temperature"]
-    temperature = [] if value is None else [f"- temperature that calibrates it: {value:.4g}"]
-    size = f"{recipe['original_size']} x {recipe['original_size']} px"
-    return "\n".join(
-        [
-            f"# {recipe['arch']}, {' / '.join(card['classes'])}\n",
-            f"{card['intended_use']}\n",
-            f"**Limits.** {card['limits']}\n",
-            f"- input: {size} RGB at {card['spacing_um_px']} micrometres a px, centre"
-            f" {recipe['crop_size']} px, mean {recipe['mean']}, std {recipe['std']}",
-            *temperature,
-            f"- licence: {card['license']}",
-            f"- saved: {card['created']}",
-            f"- data: {card['data_fingerprint']}",
-            f"- weights: SHA-256 {card['weights_sha256']}",
-            "\n## Metrics\n",
-            *(metrics or ["- none recorded"]),
-            "\nLoad it with `hcd.load_bundle(folder)` or `hcd predict <folder> <image>`.\n",
-        ]
-    )
 
 
 def _check_rules(path, card):

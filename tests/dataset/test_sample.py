@@ -20,7 +20,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hcd.dataset.opened import open_dataset
-from hcd.dataset.sample import CARD, NAMES, UNFINISHED, _draw_nuclei, draw_patch, make_sample
+from hcd.dataset.sample import (
+    CARD,
+    NAMES,
+    UNFINISHED,
+    _draw_nuclei,
+    draw_patch,
+    is_sample,
+    make_sample,
+)
 
 # rows and columns that the label may change: the centre 32 x 32 and 4 px around it
 REACH = slice(28, 68)
@@ -413,3 +421,23 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"{tmp_path / 'full'}.*No space left.*free"):
         make_sample(tmp_path / "full", train=8, test=2)
     assert not list((tmp_path / "full").iterdir())
+
+
+def test_a_sample_is_known_by_what_lies_in_it(copy_of_sample, tmp_path):
+    assert is_sample(copy_of_sample) and is_sample(str(copy_of_sample))
+    patch = next((copy_of_sample / "train").glob("*.tif"))
+    content = patch.read_bytes()
+    patch.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not is_sample(copy_of_sample)
+    patch.write_bytes(content)
+    assert is_sample(copy_of_sample)
+    (copy_of_sample / "train/mine.tif").write_bytes(content)
+    assert not is_sample(copy_of_sample) and not is_sample(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"3", b"{}", b'{"sha1": ""}', b"\xff", b"[" * 999, b" " * 2000]
+)
+def test_a_strangers_card_is_no_sample(copy_of_sample, content):
+    (copy_of_sample / "sample.json").write_bytes(content)
+    assert not is_sample(copy_of_sample)

@@ -58,6 +58,8 @@ def test_its_parts(predictions):
     record = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert record["groups"] == 60 and record["groups_are"] == "island of tissue"
     assert record["rates"][0]["threshold"] == 0.1
+    low, high = found.auc.interval
+    assert found.interval == {"low": low, "high": high, "over": "islands of tissue"}
 
 
 def test_what_cannot_be_told_is_left_out_and_said(predictions):
@@ -71,6 +73,9 @@ def test_what_cannot_be_told_is_left_out_and_said(predictions):
     assert json.loads(json.dumps(single.as_dict(), allow_nan=False))["calibration"]["slope"] is None
     assert "AUC 1.0000" in single.text() and single.as_dict()["interval_over_patches"] is None
     json.dumps(alone.as_dict(), allow_nan=False)
+    low, high = alone.patch_auc.interval
+    assert alone.interval == {"low": low, "high": high, "over": "patches"}
+    assert single.interval is None
     few = judge_predictions(probabilities, labels, group // 6)
     assert "fewer than 50" in few.text()
 

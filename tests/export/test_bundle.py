@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -138,7 +139,7 @@ def test_predicting_leaves_random_generators_alone(saved, sample):
 def test_card_tells_all(saved, sample):
     card = read_json(saved)
     assert set(card) == set(RULES)
-    assert card["format"] == "hcd-model-3" and card["classes"] == ["negative", "tumour"]
+    assert card["format"] == "hcd-model-4" and card["classes"] == ["negative", "tumour"]
     assert card["recipe"]["arch"] == "squeezenet1_1" and card["recipe"]["crop_size"] == 90
     assert card["metrics"] == {"validation AUC": 0.987, "stage1": {"accuracy": 0.5}, "mean": [0.5]}
     assert card["data_fingerprint"] == "ab12"
@@ -178,7 +179,7 @@ def test_the_card_says_spacing_licence_and_split(learner, tmp_path, refused):
     assert (card["spacing_um_px"], card["license"]) == (0.972, "CC0-1.0")
     assert card["splits"] == splits
     notes = (folder / "README.md").read_text()
-    assert "validation AUC: 0.987 (split: random)" in notes and "0.972" in notes
+    assert "validation AUC 0.9870 (random split)" in notes and "0.972" in notes
     with refused(InputError, "'test AUC'", "no metric"):
         save_bundle(learner, tmp_path / "b", numbers, splits={"test AUC": "other slides"})
     assert not (tmp_path / "b").exists()
@@ -186,7 +187,7 @@ def test_the_card_says_spacing_licence_and_split(learner, tmp_path, refused):
 
 def test_notes_are_for_people(saved):
     notes = (saved / "README.md").read_text()
-    for text in ("squeezenet1_1", "Not a medical device", "centre 90 px", "validation AUC: 0.987"):
+    for text in ("squeezenet1_1", "Not a medical device", "centre 90 px", "validation AUC 0.9870"):
         assert text in notes
     assert read_json(saved)["weights_sha256"] in notes
     assert {path.name for path in saved.iterdir()} == {
@@ -194,6 +195,33 @@ def test_notes_are_for_people(saved):
         "model.safetensors",
         "README.md",
     }
+
+
+def test_the_weights_say_what_they_are_and_are_the_same_bytes_every_time(saved, learner, tmp_path):
+    with safetensors.safe_open(saved / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata == {
+        "format": "pt",
+        "arch": "squeezenet1_1",
+        "classes": '["negative", "tumour"]',
+        "hcd": hcd.__version__,
+    }
+    content = (saved / "model.safetensors").read_bytes()
+    for count in range(3):
+        again = save_bundle(learner, tmp_path / str(count)) / "model.safetensors"
+        assert again.read_bytes() == content
+    assert int.from_bytes(content[:8], "little") % 8 == 0  # aligned, as the format asks
+    tensors = safetensors.torch.load(content)
+    assert tensors.keys() == learner.model.state_dict().keys()
+    for name, values in learner.model.state_dict().items():
+        assert torch.equal(tensors[name], values)
+
+
+def test_a_model_of_the_sample_says_that_its_patches_are_drawn(saved, learner, tmp_path):
+    card = read_json(saved)
+    assert card["dataset"] == "hcd-synthetic-sample"
+    assert card["limits"].startswith("Trained on synthetic patches")
+    assert read_json(save_bundle(learner, tmp_path, dataset="mine"))["dataset"] == "mine"
 
 
 def test_numpy_numbers_may_be_metrics(learner, tmp_path):
@@ -266,7 +294,8 @@ def test_missing_field(folder, field):
 
 WRONG = {
     "temperature": [0, -1, 1000, "1.5", True, [1]],
-    "format": ["hcd-model-4", "hcd-model-0", 1, None, ["hcd-model-3"], "x" * 1000],
+    "dataset": [3, [], {}, True],
+    "format": ["hcd-model-5", "hcd-model-0", 1, None, ["hcd-model-4"], "x" * 1000],
     "classes": [["tumour", "negative"], ["negative"], "negative", None, ["cat", "dog"]],
     "recipe": [None, [], "densenet169", {}, 3],
     "metrics": [None, [], "0.99"],
@@ -289,7 +318,7 @@ WRONG = {
 )
 def test_wrong_field(folder, field, value):
     write_json(folder, {**read_json(folder), field: value})
-    texts = {"format": "has format .* this hcd reads 'hcd-model-3'"}
+    texts = {"format": "has format .* this hcd reads 'hcd-model-4'"}
     if value == {} and field == "recipe":  # all defaults: densenet169
         texts["recipe"] = "bytes where the card's model needs"
     refused(folder, texts.get(field, f"field '{field}' is .* and not "))
@@ -348,7 +377,7 @@ def test_absurd_patch_size_builds_nothing_and_fits_no_patch(folder, sample):
         "[]",
         "null",
         "3",
-        '"hcd-model-3"',
+        '"hcd-model-4"',
         "[" * 100_000,
         '{"a":' * 100_000,
         "\ufeff{}",

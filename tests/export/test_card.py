@@ -16,7 +16,8 @@ from hcd.export.card import (
     RULES,
     SPACING_UM_PX,
     SPLITS,
-    card_notes,
+    SYNTHETIC,
+    SYNTHETIC_LIMITS,
     make_card,
     read_card,
 )
@@ -159,6 +160,7 @@ def test_metrics_that_json_cannot_hold_are_refused(refused, value):
         {"metrics": {"AUC": 0.5}, "splits": {"AUC": 1}},
         {"license": None},
         {"data_fingerprint": 7},
+        {"dataset": 7},
     ],
     ids=lambda wrong: ", ".join(wrong),
 )
@@ -175,23 +177,8 @@ def test_the_longest_card_is_read_and_no_longer_one_is_made(back, refused):
         make_card(Recipe(), SHA, {"x": "y" * (spare + 1)})
 
 
-def test_notes_name_what_a_reader_must_know(back):
-    metrics, splits = {"test AUC": 0.91, "accuracy": 0.8}, {"test AUC": "other slides"}
-    card, _ = back(make_card(Recipe(), SHA, metrics, "ab12", splits, "CC-BY-4.0")[1])
-    lines = card_notes(card).split("\n")
-    assert lines[0] == "# densenet169, negative / tumour"
-    assert INTENDED_USE in lines and f"**Limits.** {card['limits']}" in lines
-    assert "- licence: CC-BY-4.0" in lines and "- data: ab12" in lines
-    assert f"- weights: SHA-256 {SHA}" in lines and f"- saved: {card['created']}" in lines
-    (size,) = [line for line in lines if line.startswith("- input: ")]
-    assert size.startswith("- input: 96 x 96 px RGB at 0.972 micrometres a px, centre 90 px")
-    assert lines[lines.index("## Metrics") + 2 :][:2] == [
-        "- test AUC: 0.91 (split: other slides)",
-        "- accuracy: 0.8 (split: not recorded)",
-    ]
-    assert lines[-1] == ""  # a text file ends in a newline
-
-
-def test_notes_without_metrics_and_licence_say_so():
-    notes = card_notes(make_card(Recipe(), SHA)[0])
-    assert "- none recorded\n" in notes and "- licence: unspecified\n" in notes
+def test_a_card_of_the_synthetic_sample_says_so_in_its_limits(back):
+    card, _ = back(make_card(Recipe(), SHA, dataset=SYNTHETIC)[1])
+    assert card["dataset"] == SYNTHETIC and card["limits"].startswith(SYNTHETIC_LIMITS)
+    card, _ = back(make_card(Recipe(), SHA, dataset="owner/name")[1])
+    assert card["dataset"] == "owner/name" and "synthetic" not in card["limits"]

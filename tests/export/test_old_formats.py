@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import CHECKOUT
 
 import hcd
@@ -69,6 +70,30 @@ def test_a_card_of_format_2_answers_as_it_did(dataset, old):
     assert found == pytest.approx(probability, abs=1e-6)
 
 
+def test_a_card_of_format_3_answers_as_it_did(dataset, old):
+    """Made at cb13cff, of the same weights; it names no data set yet."""
+    shutil.copyfile(old / "card_3.json", old / "model/card.json")
+    bundle = hcd.load_bundle(old / "model")
+    card = bundle.card
+    assert (card["dataset"], card["temperature"], card["license"]) == (None, 1.5, "CC0-1.0")
+    assert bundle.recipe == hcd.Recipe(**CHANGES)
+    name, probability = next(iter(ANSWERS["probabilities"].items()))
+    found = hcd.predict_image(bundle, dataset.test_path(name)).probability
+    assert found == pytest.approx(probability, abs=1e-6)
+
+
+@pytest.mark.parametrize("card", ["model/card.json", "card_2.json", "card_3.json"])
+def test_an_old_model_takes_a_temperature_and_gets_notes_that_hubs_read(old, card):
+    if card != "model/card.json":
+        shutil.copyfile(old / card, old / "model/card.json")
+    hcd.write_temperature(old / "model", 2)
+    assert hcd.load_bundle(old / "model").card["temperature"] == 2
+    notes = (old / "model/README.md").read_text()
+    front = yaml.safe_load(notes.split("\n---\n")[0])
+    assert front["pipeline_tag"] == "image-classification"
+    assert "AUC 0.7500" in notes and "temperature that calibrates it: 2" in notes
+
+
 def test_a_card_without_a_recipe_field_takes_its_default(old, refused):
     without(old / "model/card.json", "fast", "tta_passes")
     bundle = hcd.load_bundle(old / "model")
@@ -80,11 +105,11 @@ def test_a_card_without_a_recipe_field_takes_its_default(old, refused):
         hcd.load_bundle(old / "model")
 
 
-@pytest.mark.parametrize("format_", ["hcd-model-0", "hcd-model-4", None])
+@pytest.mark.parametrize("format_", ["hcd-model-0", "hcd-model-5", None])
 def test_a_card_of_another_format(old, refused, format_):
     card = json.loads((old / "model/card.json").read_text())
     (old / "model/card.json").write_text(json.dumps({**card, "format": format_}))
-    with refused(hcd.InputError, "card.json", repr(format_), "hcd-model-3"):
+    with refused(hcd.InputError, "card.json", repr(format_), "hcd-model-4"):
         hcd.load_bundle(old / "model")
 
 

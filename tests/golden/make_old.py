@@ -3,7 +3,8 @@
     git worktree add /tmp/old 6146454
     PYTHONPATH=/tmp/old OMP_NUM_THREADS=1 python tests/golden/make_old.py tests/golden/old
 
-`card_2.json` is the card that `make_card` of commit b864281 wrote for the same weights.
+`card_2.json` is the card that `make_card` of commit b864281 wrote for the same weights, and
+`card_3.json` that of commit cb13cff.
 
 Weights take four values a tensor, so that git stores 5 MB of them in half a megabyte.
 """
