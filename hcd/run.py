@@ -25,6 +25,7 @@ from .runs.folder import (
 )
 from .runs.notebook import failed_cell, run_notebook
 from .runs.progress import say
+from .runs.readme import write_readme
 from .runs.record import (
     MOST_BYTES,
     MOST_WORKERS,
@@ -62,6 +63,7 @@ def run(options) -> int:
                 events.append(output, "complete")
             metrics = _read_metrics(output)
             tidy_run(output, metrics["final_model"])
+            write_readme(output, record["parameters"]["data_folder"])
         except (
             papermill.PapermillExecutionError,
             DeadKernelError,

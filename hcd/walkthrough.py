@@ -33,6 +33,7 @@ from .reader import read_cropped_image, read_image
 from .recipe import Recipe
 from .runs.checkpoint import Checkpoints
 from .runs.folder import prepare_output
+from .runs.readme import write_readme
 from .runs.tidy import tidy_run
 from .split import evidence_groups, split_dataset
 from .stats import channel_statistics
@@ -102,6 +103,7 @@ def run_walkthrough(
     deploy(run)
     write_json(run.output / "metrics.json", run.metrics)
     tidy_run(run.output, run.final_model)
+    write_readme(run.output, data_folder)
     return run.metrics
 
 

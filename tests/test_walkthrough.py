@@ -119,4 +119,5 @@ def test_a_finished_run_keeps_each_set_of_weights_once(twin_folder):
     models = {name for name in left if name.endswith((".pth", ".safetensors"))}
     assert models == {"squeezenet1_1_stage1.pth", "model.safetensors"}
     assert not [name for name in left if name.endswith(".part")]
+    assert "| data | " in (twin_folder / "README.md").read_text("utf-8")
     assert "opt" not in load_tensors(twin_folder / "models/squeezenet1_1_stage1.pth")

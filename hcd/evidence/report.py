@@ -36,6 +36,7 @@ from ..export.explain import explain_image
 from ..plots import Cell, plot_patch_grid, plot_roc
 from ..reader import augment, read_image, read_patch
 from ..recipe import SPLITS
+from ..runs.readme import write_readme
 from ..stats import channel_statistics
 from .colour import colour_baseline
 from .faithfulness import heatmap_faithfulness
@@ -99,6 +100,7 @@ def write_report(
     write_json(kept.folder / NUMBERS, numbers)
     with whole_write(kept.folder / PAGE, "w") as file:
         file.write(page)
+    write_readme(kept.folder, kept.dataset.root)  # which now leads to the report
     return numbers
 
 

@@ -1,6 +1,5 @@
-"""Execute the companion notebook and lay out what it leaves."""
+"""Execute the companion notebook."""
 
-import base64
 import logging
 import re
 from contextlib import suppress
@@ -8,12 +7,12 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from nbconvert import HTMLExporter
 
-from ..disk.whole import whole_write, writable_folder
+from ..disk.whole import whole_write
 from ..errors import Refused
 from . import events
 from .kernel import own_environment, own_kernel
+from .page import save_pictures
 from .progress import shown_progress
 from .template import find_notebook
 
@@ -85,42 +84,3 @@ def failed_cell(output, error) -> str:
         if cell.get("execution_count") == error.exec_count and "hcd" in cell.metadata:
             return f"In {cell.metadata.hcd.cell}"
     return "the notebook"
-
-
-def save_pictures(executed: Path) -> None:
-    """Write each figure as PNG, named by its cell, and the whole notebook, tidied, once more and as
-    HTML."""
-    notebook = nbformat.read(executed, 4)
-    figures = writable_folder(executed.parent / "figures")
-    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        _save_figures(cell, figures)
-        cell.outputs = _merge_streams(cell.outputs)
-    with whole_write(executed, "w") as file:
-        nbformat.write(notebook, file)
-    html, _ = HTMLExporter().from_notebook_node(notebook)
-    with whole_write(executed.with_suffix(".html"), "w") as file:
-        file.write(html)
-
-
-def _save_figures(cell, figures: Path) -> None:
-    images = [
-        output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})
-    ]
-    for count, image in enumerate(images):
-        name = f"in{cell.metadata.hcd.cell:02}{f'-{count + 1}' if count else ''}.png"
-        with whole_write(figures / name) as file:
-            file.write(base64.b64decode(image))
-
-
-def _merge_streams(outputs):
-    """Join what a cell printed in pieces, and keep of a progress bar what the screen shows last."""
-    merged: list = []
-    for output in outputs:
-        if "text" in output and merged and merged[-1].get("name") == output.name:
-            merged[-1].text += output.text
-        else:
-            merged.append(output)
-    for output in merged:
-        if "text" in output:
-            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
-    return [output for output in merged if output.get("text", "shown").strip()]

@@ -5,11 +5,31 @@ import re
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
 from hcd import load_bundle, predict_image
 from hcd.cli import main
 
-PICTURES = [3, 5, 6, 9, 15, 18, 19, 20, 21, 22, 24, 25, 26, 27, 32, 36, 38, 45]
+PICTURES = {
+    3: "patches",
+    5: "crops",
+    6: "draws",
+    9: "outliers",
+    15: "batch",
+    18: "sweep",
+    19: "stage1",
+    20: "learning_rate",
+    21: "losses",
+    22: "confusion",
+    24: "lr_find",
+    25: "stage2",
+    26: "losses",
+    27: "confusion",
+    32: "overview",
+    36: "gradcam",
+    38: "roc",
+    45: "prediction",
+}
 
 
 @pytest.mark.long
@@ -19,6 +39,7 @@ def test_a_run_of_the_whole_sample_learns_clearly_above_chance(tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["valid_auc"] > 0.75
     assert metrics["test_auc"] > 0.75
+    assert (folder / "walkthrough.html").stat().st_size < 3_000_000
 
 
 def test_every_cell_ran_without_error_or_warning(run_folder):
@@ -64,8 +85,28 @@ def test_no_bar_stays_and_nothing_is_drawn_red(run_folder):
 
 def test_every_figure_is_a_png_of_its_own(run_folder):
     names = {path.name for path in (run_folder / "figures").iterdir()}
-    assert names == {f"in{number:02}.png" for number in PICTURES} | {"in38-2.png"}
+    wanted = {f"in{number:02}_{shown}.png" for number, shown in PICTURES.items()}
+    assert names == wanted | {"in38-2_reliability.png"}
     assert all((run_folder / "figures" / name).read_bytes()[:4] == b"\x89PNG" for name in names)
+
+
+def test_the_page_has_a_title_a_language_and_a_text_for_each_figure(run_folder):
+    page = BeautifulSoup((run_folder / "walkthrough.html").read_text("utf-8"), "html.parser")
+    assert page.html["lang"] == "en"
+    assert page.title.string == "Histopathologic cancer detection: notebook"
+    texts = [image["alt"] for image in page.find_all("img")]
+    assert len(texts) == len(set(texts)) == len(PICTURES) + 1
+    assert "Grad-CAM heatmaps over" in " ".join(texts)
+    assert all(len(text.split()) > 4 for text in texts)
+
+
+def test_a_finished_run_has_a_page_about_it(run_folder, sample):
+    page = (run_folder / "README.md").read_text("utf-8")
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert f"| validation AUC | {metrics['valid_auc']:.4f} (random split, 95 % interval " in page
+    assert f"| data | `{sample.root}` |" in page and metrics["data_fingerprint"] in page
+    for name in re.findall(r"\]\((.+?)\)", page):
+        assert (run_folder / name).exists(), name
 
 
 def test_run_leaves_page_models_submission_and_model_folder(run_folder, sample):
