@@ -78,6 +78,7 @@ setup(
         ],
         "notebook": ["jupyterlab>=4"],  # opens what `hcd notebook` copies
         "pcam": ["h5py>=3.10", "isal>=1.7"],  # reads PatchCamelyon's files, and those gzipped
+        "tensorboard": ["tensorboard>=2.14"],  # writes what `tensorboard_log` is told
         "test": [
             "pytest>=7.4",
             "hypothesis>=6.90",
@@ -94,6 +95,7 @@ setup(
             "httpx2>=2.0",
             "playwright>=1.40",
             "huggingface-hub>=0.25",  # its parser reads the model cards
+            "tensorboard>=2.14",
         ],
     },
 )

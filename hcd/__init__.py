@@ -71,6 +71,7 @@ _MODULES = {
     "recipe": ("Recipe",),
     "runs.checkpoint": ("Checkpoints",),
     "runs.folder": ("prepare_output",),
+    "runs.log": ("LogCallback", "tensorboard_log"),
     "split": ("evidence_groups", "grouped_split", "split_dataset", "stratified_split"),
     "stats": ("channel_statistics",),
     "sweep": ("sweep_weight_decay",),

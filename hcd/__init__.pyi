@@ -79,6 +79,8 @@ from .reader import read_image as read_image
 from .recipe import Recipe as Recipe
 from .runs.checkpoint import Checkpoints as Checkpoints
 from .runs.folder import prepare_output as prepare_output
+from .runs.log import LogCallback as LogCallback
+from .runs.log import tensorboard_log as tensorboard_log
 from .split import evidence_groups as evidence_groups
 from .split import grouped_split as grouped_split
 from .split import split_dataset as split_dataset
