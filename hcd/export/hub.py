@@ -72,7 +72,7 @@ def list_results(card: dict) -> list[dict]:
                         "type": type_,
                         "value": number,
                         "split": split,
-                        "over": on_one_line(interval.get("over", "patches")),
+                        "over": on_one_line(interval.get("over", "")),
                         "interval": [interval["low"], interval["high"]] if interval else None,
                         "dataset": _dataset(card, metric, kind, split),
                     }
@@ -132,7 +132,8 @@ def _metric(result):
     name = in_words(f"{result['metric']} {result['part']}")
     found = {"type": result["type"], "value": result["value"], "name": name}
     if result["interval"]:
-        found["args"] = {"interval_95": result["interval"], "over": result["over"]}
+        over = {"over": result["over"]} if result["over"] else {}
+        found["args"] = {"interval_95": result["interval"], **over}
     return found
 
 

@@ -46,8 +46,8 @@ def _metrics(card) -> list[str]:
         for one in these:
             number = f"{in_words(one['part'] or metric)} {in_digits(one['value'])}"
             if one["interval"]:
-                ends = in_digits(one["interval"], " to ")
-                number += f", 95 % interval {ends} over {one['over']}"
+                over = f" over {one['over']}" if one["over"] else ""
+                number += f", 95 % interval {in_digits(one['interval'], ' to ')}{over}"
             numbers.append(number)
         head = f"{in_words(metric)}: " if these[0]["part"] else ""
         lines.append(f"- {head}{', '.join(numbers)} ({these[0]['split']})")

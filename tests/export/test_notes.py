@@ -140,6 +140,10 @@ def test_what_users_name_neither_breaks_nor_adds_a_field(text):
         ({"AUC": 5e-324}, "- AUC 4.941e-324 (split not recorded)"),
         ({"AUC": 1e308, "AUC_interval": {"low": 1}}, "- AUC 1e+308 (split not recorded)"),
         ({"AUC": 0.5, "AUC_interval": None}, "- AUC interval: null"),
+        (
+            {"AUC": 0.5, "AUC_interval": {"low": 0.25, "high": 1}},
+            "- AUC 0.5000, 95 % interval 0.2500 to 1 (split not recorded)",
+        ),
         ({"AUC": True}, "- AUC: true"),
         ({"curve": [0.5] * 20_000}, "- curve: 0.5000, 0.5000"),
         ({"stage1": {"losses": [0.5, 0.25]}}, '- stage 1: {"losses": [0.5, 0.25]}'),
