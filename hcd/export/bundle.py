@@ -32,6 +32,7 @@ from ..learner import build_shapes
 from ..recipe import Recipe
 from .card import MOST_BYTES, SYNTHETIC, make_card, read_card, with_temperature
 from .notes import card_notes
+from .prediction import CLASSES
 
 CARD, WEIGHTS, NOTES = "card.json", "model.safetensors", "README.md"
 
