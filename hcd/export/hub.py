@@ -117,10 +117,10 @@ def _entries(results):
     for result in results:
         if result["dataset"] not in datasets:
             datasets.append(result["dataset"])
-    task = ("image-classification", "Image Classification")
+    task = {"type": "image-classification", "name": "Image Classification"}
     return [
         {
-            "task": dict(zip(("type", "name"), task)),
+            "task": dict(task),  # one of its own, or YAML would have it once and refer to it
             "dataset": dataset,
             "metrics": [_metric(one) for one in results if one["dataset"] == dataset],
         }
