@@ -70,6 +70,8 @@ setup(
         "ipython>=7.23.1,<10",
     ],
     extras_require={
+        # writes ONNX files; to run one, onnxruntime alone is needed
+        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "serve": [
             "fastapi>=0.136",
             "starlette>=1.10",  # older ones leave files open
@@ -87,6 +89,9 @@ setup(
             "mypy>=1.11",
             "h5py>=3.10",
             "isal>=1.7",
+            "onnx>=1.17",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.20",
             "fastapi>=0.136",
             "starlette>=1.10",
             "uvicorn>=0.30",

@@ -53,8 +53,12 @@ from .export.bundle import save_bundle as save_bundle
 from .export.bundle import write_temperature as write_temperature
 from .export.explain import Explanation as Explanation
 from .export.explain import explain_image as explain_image
+from .export.onnx import OnnxModel as OnnxModel
+from .export.onnx import load_onnx as load_onnx
 from .export.prediction import Prediction as Prediction
 from .export.prediction import predict_images as predict_images
+from .export.to_onnx import export_onnx as export_onnx
+from .export.wsinfer import export_wsinfer as export_wsinfer
 from .gradcam import get_heatmap as get_heatmap
 from .gradcam import grad_cam as grad_cam
 from .gradcam import hires_cam as hires_cam

@@ -51,7 +51,18 @@ def _refuse_empty(options) -> None:
         "run": "RUN",
         "file": "FILE",
     }
-    for name in ("data", "output", "resume", "into", "csv", "heatmap", "slides", *words):
+    for name in (
+        "data",
+        "output",
+        "resume",
+        "into",
+        "csv",
+        "heatmap",
+        "slides",
+        "onnx",
+        "wsinfer",
+        *words,
+    ):
         if getattr(options, name, None) == "":
             is_flag = name not in words or name == "data" and options.command in (run, report)
             shown = f"--{name}" if is_flag else words[name]
@@ -86,6 +97,25 @@ def predict(options) -> int:
     from .export.command import predict
 
     return predict(options)
+
+
+def export(options) -> int:
+    """Write a model in another form, and print where."""
+    from .export.bundle import load_bundle
+    from .export.command import model_folder
+
+    bundle = load_bundle(model_folder(Path(options.model)))
+    if options.onnx:
+        from .export.to_onnx import export_onnx
+
+        print(export_onnx(bundle, options.onnx, options.calibrated))
+    elif options.calibrated:
+        raise InputError("--calibrated goes with --onnx: WSInfer applies a softmax of its own")
+    else:
+        from .export.wsinfer import export_wsinfer
+
+        print(export_wsinfer(bundle, options.wsinfer))
+    return 0
 
 
 def serve(options) -> int:
@@ -189,6 +219,7 @@ def _parser():
         _add_run,
         _add_notebook,
         _add_predict,
+        _add_export,
         _add_serve,
         _add_report,
         _add_check,
@@ -255,6 +286,22 @@ def _add_predict(commands):
     add("--batch-size", type=int, default=64, metavar="N", help="images at once; default: 64")
     add("--threads", type=int, metavar="N", help="of torch on a CPU; default: torch's own")
     add("--calibrated", action="store_true", help="apply the temperature on the model's card")
+
+
+def _add_export(commands):
+    command = commands.add_parser(
+        "export", help="write a model as an ONNX file or for WSInfer and QuPath"
+    )
+    command.set_defaults(command=export)
+    command.add_argument("model", metavar="MODEL", help="folder of a run or of a model")
+    forms = command.add_mutually_exclusive_group(required=True)
+    forms.add_argument(
+        "--onnx", metavar="FILE", help="file to write; needs pip install 'hcd[onnx]'"
+    )
+    forms.add_argument("--wsinfer", metavar="DIR", help="folder to write; needs nothing more")
+    command.add_argument(
+        "--calibrated", action="store_true", help="apply the temperature on the model's card"
+    )
 
 
 def _add_serve(commands):
