@@ -103,8 +103,8 @@ def make_card(
 
     Args:
         recipe: what the model was trained by. weights_sha256: hex digest of the weights file.
-        metrics: numbers, texts, and lists and dicts of them. "<name>_interval", a dict of low,
-            high and over, is the 95 % interval of the metric <name>, see `Judgement.interval`.
+        metrics: numbers, texts, and lists and dicts of them. "<name>_interval", a pair or a dict
+            of low, high and over, is the 95 % interval of <name>, see `Judgement.interval`.
         data_fingerprint: see `Dataset.fingerprint`.
         splits: for each metric that was measured on a split of its own, its kind: see
             `Recipe.split`, or "other slides" for a test set.

@@ -84,6 +84,8 @@ def interval_of(card: dict, metric: str) -> dict:
     """Return the interval of a metric, a dict of low, high and over; an empty one where the card
     has none."""
     found = card["metrics"].get(f"{metric}_interval")
+    if isinstance(found, list) and len(found) == 2:
+        found = dict(zip(("low", "high"), found))
     whole = isinstance(found, dict) and all(is_number(found.get(end)) for end in ("low", "high"))
     return found if whole and isinstance(found.get("over", ""), str) else {}
 

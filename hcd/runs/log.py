@@ -96,8 +96,10 @@ def tensorboard_log(folder: StrPath) -> TensorBoardLog:
     Returns:
         function of (values, step); it serves one fit.
     Raises:
-        InputError: tensorboard is not installed. OSError: folder cannot be written.
+        InputError: tensorboard is not installed, or folder is "". OSError: it cannot be written.
     """
+    if not str(folder):
+        raise InputError('folder "" names nothing; give a folder of the fit\'s own')
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

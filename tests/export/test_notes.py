@@ -144,6 +144,11 @@ def test_what_users_name_neither_breaks_nor_adds_a_field(text):
             {"AUC": 0.5, "AUC_interval": {"low": 0.25, "high": 1}},
             "- AUC 0.5000, 95 % interval 0.2500 to 1 (split not recorded)",
         ),
+        (
+            {"AUC": 0.5, "AUC_interval": (0.25, 0.75)},
+            "- AUC 0.5000, 95 % interval 0.2500 to 0.7500 (split not recorded)",
+        ),
+        ({"AUC": 0.5, "AUC_interval": [0.25]}, "- AUC interval: 0.2500"),
         ({"AUC": True}, "- AUC: true"),
         ({"curve": [0.5] * 20_000}, "- curve: 0.5000, 0.5000"),
         ({"stage1": {"losses": [0.5, 0.25]}}, '- stage 1: {"losses": [0.5, 0.25]}'),

@@ -213,3 +213,5 @@ def test_wrong_things_are_refused(make, tensorboard, tmp_path, refused):
     (tmp_path / "file").touch()
     with refused(OSError, tmp_path / "file", "is a file"):
         hcd.tensorboard_log(tmp_path / "file")
+    with refused(hcd.InputError, 'folder ""'):
+        hcd.tensorboard_log("")
