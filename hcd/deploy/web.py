@@ -1,8 +1,9 @@
 """One page and one JSON API that answer with a model."""
 
+import asyncio
 import base64
-import functools
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ EXAMPLES = 6  # drawn patches, half of them with a tumour
 
 def make_app(
     bundle: Bundle,
+    worker: Executor,
     hosts: Sequence[str] = LOCAL,
     device: Any = None,
     fast: bool = False,
@@ -33,12 +35,12 @@ def make_app(
     """Build the server's application.
 
     Args:
-        bundle: see `load_bundle`. hosts: names under which it may be asked for. device, fast: see
+        bundle: see `load_bundle`. worker: computes one batch after the other, for each takes all
+            cores. hosts: names under which it may be asked for. device, fast: see
             `predict_images`. limits: of one request.
     Returns:
         FastAPI application.
     """
-    from anyio import CapacityLimiter, to_thread
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, Response
     from starlette.exceptions import HTTPException
@@ -51,10 +53,9 @@ def make_app(
     # its own pages of documentation load scripts from elsewhere; /openapi.json stays
     app = FastAPI(title="hcd", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, hosts=list(hosts), headers=HEADERS)
-    one_at_a_time = CapacityLimiter(1)  # a batch takes all cores; the rest wait their turn
 
     async def compute(function, *args):
-        return await to_thread.run_sync(functools.partial(function, *args), limiter=one_at_a_time)
+        return await asyncio.wrap_future(worker.submit(function, *args))
 
     @app.exception_handler(HTTPException)
     async def refuse(request, error):

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.backends [--arch densenet169] [--data DIR]
 
 from the checkout's root. One by one is `predict_image`; the others take the patches in batches
-through `predict_images`, reading included, and OpenVINO, where it is installed, reads the ONNX file.
+through `predict_images`, reading included. OpenVINO, where it is installed, reads the ONNX file.
 All are timed in turn in one process: the median over the rounds, beside one by one.
 """
 

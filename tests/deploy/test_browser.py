@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(not CHROMIUM, reason="needs the browser Chromium, as Debian packages it"),
 ]
+WORKER = ThreadPoolExecutor(1)
 SHOTS = os.environ.get("HCD_SCREENSHOTS")  # a folder to keep pictures of the page in
 
 
@@ -31,7 +33,7 @@ def place(learner, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser") / "model"
     model = hcd.save_bundle(learner, folder, {"valid_auc": 0.75}, splits={"valid_auc": "random"})
     with _listen("127.0.0.1", 0) as listening:
-        config = uvicorn.Config(make_app(hcd.load_bundle(model)), log_level="error")
+        config = uvicorn.Config(make_app(hcd.load_bundle(model), WORKER), log_level="error")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

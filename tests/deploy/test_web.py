@@ -10,6 +10,7 @@ import sys
 import tempfile
 import urllib.request
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ from hcd.deploy.settings import Limits
 from hcd.deploy.web import make_app
 
 testclient = pytest.importorskip("starlette.testclient", reason="needs pip install 'hcd[test]'")
+WORKER = ThreadPoolExecutor(1)
 LIMITS = Limits(bytes=400_000, files=8)
 
 
@@ -39,7 +41,7 @@ def bundle(folder):
 
 @pytest.fixture
 def client(bundle):
-    app = make_app(bundle, ["127.0.0.1"], limits=LIMITS)
+    app = make_app(bundle, WORKER, ["127.0.0.1"], limits=LIMITS)
     with testclient.TestClient(app, base_url="http://127.0.0.1:8000") as client:
         yield client
 
@@ -176,12 +178,12 @@ HEAD = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.tif"\r
 
 def test_an_endless_body_is_cut_off(bundle):
     endless = [HEAD, *[b"0" * 100_000] * 1000]
-    status, taken = sent(make_app(bundle, ["127.0.0.1"], limits=LIMITS), endless)
+    status, taken = sent(make_app(bundle, WORKER, ["127.0.0.1"], limits=LIMITS), endless)
     assert status == 413 and taken < 10
 
 
 def test_a_client_that_hangs_up_harms_nobody(bundle, client, sample):
-    status, _ = sent(make_app(bundle, ["127.0.0.1"], limits=LIMITS), [HEAD, b"0" * 100])
+    status, _ = sent(make_app(bundle, WORKER, ["127.0.0.1"], limits=LIMITS), [HEAD, b"0" * 100])
     assert status == 400  # which nobody reads
     assert client.post("/predict", files=form(sample.test_paths[0])).status_code == 200
 
