@@ -74,7 +74,7 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "serve": [
             "fastapi>=0.136",
-            "starlette>=1.10",  # older ones leave files open
+            "starlette>=1.7",  # older ones leave files open
             "uvicorn>=0.30",
             "python-multipart>=0.0.22",
         ],
@@ -93,7 +93,7 @@ setup(
             "onnxscript>=0.5",
             "onnxruntime>=1.20",
             "fastapi>=0.136",
-            "starlette>=1.10",
+            "starlette>=1.7",
             "uvicorn>=0.30",
             "python-multipart>=0.0.22",
             "httpx>=0.27",

@@ -50,7 +50,7 @@ def export_onnx(bundle: Bundle, path: StrPath, calibrated: bool = False) -> Path
         with TemporaryDirectory(prefix=SCRATCH, dir=path.parent) as scratch:
             pending = Path(scratch, path.name)
             _export(graph, bundle.recipe.original_size, pending)
-            written = onnx.load(pending)
+            written = _without_sources(onnx.load(pending))
             onnx.helper.set_model_props(written, _metadata(bundle, temperature))
             onnx.save(written, pending)
             require_equal(bundle, load_onnx(pending).probabilities, temperature or 1, str(path))
@@ -102,6 +102,18 @@ def _export(graph, size, path):
             external_data=False,
             verbose=False,
         )
+
+
+def _without_sources(model):
+    """Take off what the exporter notes of each node: lines and folders of this machine's source."""
+    for part in (*model.graph.node, *model.graph.value_info, *model.functions, model.graph):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for function in model.functions:
+        for node in function.node:
+            node.ClearField("metadata_props")
+            node.ClearField("doc_string")
+    return model
 
 
 @contextmanager

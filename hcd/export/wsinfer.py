@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,12 +78,22 @@ def _trace(model, recipe, path):
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             # torch would have its users move on, and WSInfer's tools read TorchScript alone
             warnings.simplefilter("ignore")
-            torch.jit.trace(model, patches[:2]).save(str(path))
+            torch.jit.trace(model, patches[:2]).save(f"{path}.traced")
+        _without_sources(Path(f"{path}.traced"), path)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"arch={recipe.arch} cannot be written as TorchScript ({reason}); export it as ONNX"
         ) from error
+
+
+def _without_sources(traced, path):
+    """Copy a TorchScript file without the lines and folders of this machine's source, which torch
+    notes for tracebacks."""
+    with zipfile.ZipFile(traced) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            if not name.endswith(".debug_pkl"):
+                new.writestr(zipfile.ZipInfo(name), old.read(name))  # stored, as torch has it
 
 
 def _normalised(patches, recipe):

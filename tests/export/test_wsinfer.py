@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +102,12 @@ def test_what_answers_otherwise_or_finds_no_space_is_not_written(
     (tmp_path / "c/config.json").symlink_to(tmp_path / "elsewhere")
     with refused(OSError, "c/config.json"):
         hcd.export_wsinfer(bundle, tmp_path / "c")
+
+
+def test_it_names_no_folder_of_this_machine(exported):
+    content = (exported / "torchscript_model.pt").read_bytes()
+    for text in (str(Path(hcd.__file__).parent), str(Path(torch.__file__).parent), "debug_pkl"):
+        assert text.encode() not in content
 
 
 def test_the_command(folder, tmp_path, capfd):
