@@ -61,6 +61,7 @@ def _refuse_empty(options) -> None:
         "slides",
         "onnx",
         "wsinfer",
+        "host",
         *words,
     ):
         if getattr(options, name, None) == "":

@@ -1,6 +1,7 @@
 """`hcd serve`: listen, answer, and stop at Ctrl-C."""
 
 import queue
+import signal
 import socket
 import threading
 from concurrent.futures import Executor, Future
@@ -9,11 +10,14 @@ from pathlib import Path
 from ..errors import InputError
 from ..export.bundle import load_bundle
 from ..export.command import model_folder
-from .web import LOCAL, make_app
+from .settings import LOCAL
+from .web import make_app
+
+GRACE = 5  # seconds that requests have to end after Ctrl-C
 
 
 def serve(options) -> int:
-    """Serve a model until Ctrl-C.
+    """Serve a model until Ctrl-C or SIGTERM.
 
     Raises:
         InputError: no such model, or a place where nothing can be served.
@@ -21,20 +25,28 @@ def serve(options) -> int:
     uvicorn = _import_server()
     bundle = load_bundle(model_folder(Path(options.model)))
     worker = MainThread()
-    hosts = [*LOCAL, options.host, *options.allow]
+    hosts = [*LOCAL, options.host, *map(_host_name, options.allow)]
     app = make_app(bundle, worker, hosts, options.device, options.fast)
     listening = _listen(options.host, options.port)
     port = listening.getsockname()[1]
-    print(f"{options.model} answers at http://{options.host}:{port} until Ctrl-C", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        worker.run()
-    except KeyboardInterrupt:
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+
+    def stop(*_):
         server.should_exit = True
-        worker.shutdown(cancel_futures=True)
-        thread.join()
+
+    before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        thread.start()
+        print(f"{options.model} answers at http://{options.host}:{port} until Ctrl-C", flush=True)
+        while thread.is_alive():
+            worker.work()
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
     print("stopped")
     return 0
 
@@ -55,24 +67,25 @@ class MainThread(Executor):
         self.waiting.put((future, function, args, kwargs))
         return future
 
-    def run(self) -> None:
-        """Work until KeyboardInterrupt."""
-        while True:
-            future, function, args, kwargs = self.waiting.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function(*args, **kwargs))
-            except Exception as error:
-                future.set_exception(error)
-            except BaseException:  # Ctrl-C amid a batch: whoever waits for it is told
-                future.set_exception(InputError("the server was stopped; start it again"))
-                raise
+    def work(self, seconds: float = 0.2) -> None:
+        """Do the next call, if one comes in time."""
+        try:
+            future, function, args, kwargs = self.waiting.get(timeout=seconds)
+        except queue.Empty:
+            return
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:  # of the call's, and whoever submitted it is told
+            future.set_exception(error)
 
-    def shutdown(self, wait=True, *, cancel_futures=False):
-        """Cancel what waits."""
-        while not self.waiting.empty():
-            self.waiting.get()[0].cancel()
+
+def _host_name(name):
+    """Require a name as browsers send it, without port or path."""
+    if not name or set(name) & set(":/ "):
+        raise InputError(f"--allow {name!r} is no host's name; give it alone, such as lab.example")
+    return name
 
 
 def _import_server():

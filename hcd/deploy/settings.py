@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+LOCAL = ("127.0.0.1", "localhost")
+
 
 @dataclass(frozen=True)
 class Limits:

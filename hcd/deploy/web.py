@@ -17,9 +17,8 @@ from ..export.answer import TorchModel
 from ..export.bundle import Bundle
 from ..export.explain import explain_image
 from ..export.prediction import predict_images, to_patch
-from .settings import HEADERS, Limits
+from .settings import HEADERS, LOCAL, Limits
 
-LOCAL = ("127.0.0.1", "localhost")
 PAGE = Path(__file__).with_name("page")
 EXAMPLES = 6  # drawn patches, half of them with a tumour
 
@@ -42,6 +41,7 @@ def make_app(
         FastAPI application.
     """
     from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
     from starlette.exceptions import HTTPException
     from starlette.staticfiles import StaticFiles
@@ -60,6 +60,11 @@ def make_app(
     @app.exception_handler(HTTPException)
     async def refuse(request, error):
         return JSONResponse({"error": error.detail}, error.status_code)
+
+    @app.exception_handler(RequestValidationError)
+    async def correct(request, error):
+        found = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
+        return JSONResponse({"error": f"{found}; see /openapi.json"}, 422)
 
     @app.exception_handler(InputError)
     async def tell(request, error):

@@ -33,6 +33,10 @@ def read_content(path):
         file = os.open(path, READING)
     except (FileNotFoundError, NotADirectoryError):
         raise _no_file(path) from None
+    except ValueError as error:  # a NUL byte, as of a list that is separated by them
+        raise InputError(
+            f"{path!r} is no file's name ({error}); check the list that it stands in"
+        ) from error
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):

@@ -30,7 +30,7 @@ class TorchModel:
     ) -> None:
         """Copy the bundle's model to where it computes; see `predict_images`."""
         require_bundle(bundle)
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
+        if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"threads={threads!r} is no number of threads; give 1 or more")
         self.threads = threads
         self.temperature = require_temperature(bundle) if calibrated else 1

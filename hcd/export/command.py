@@ -37,7 +37,7 @@ def predict(options) -> int:
         heatmaps = Heatmaps(opened, Path(options.heatmap, own))
     # an ONNX file was given the threads when it was opened
     threads = None if hasattr(opened, "probabilities") else options.threads
-    device = options.device or ranks.device
+    device = options.device or (None if hasattr(opened, "probabilities") else ranks.device)
     model = answering(opened, device, threads, options.fast, options.calibrated)
 
     def answer(images):
@@ -68,6 +68,10 @@ def open_model(name: str, threads: int | None = None) -> Any:
 
 def model_folder(path: Path) -> Path:
     """Return the folder of a model, where a run's folder was given too."""
+    if path.is_file() and path.suffix == ".onnx":
+        raise InputError(
+            f"{path} is an ONNX file, which `hcd predict` alone takes; give the model's folder"
+        )
     of_a_run = not (path / "card.json").exists() and (path / "model/card.json").is_file()
     return path / "model" if of_a_run else path
 
@@ -89,6 +93,8 @@ def listed(names: list[str], whole: bool = False) -> Iterator[str]:
                     "- is a list on standard input, which torchrun does not hand on; name files or"
                     " a folder"
                 )
+            if hasattr(sys.stdin, "reconfigure"):  # names may be no UTF-8
+                sys.stdin.reconfigure(errors="surrogateescape")
             parts.append(filter(None, (line.rstrip("\r\n") for line in sys.stdin)))
         elif os.path.isdir(name):
             parts.append(_inside(name))
@@ -120,7 +126,8 @@ def _refuse_no_table(path):
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(len(HEAD))
-    if path.is_dir() or head not in (HEAD, b""):
+    other = os.path.lexists(path) and not path.is_file()
+    if other or head not in (HEAD, b""):
         raise InputError(
             f"--csv {path} is no table of predictions and would be written over; name another file"
         )
@@ -162,19 +169,21 @@ class Heatmaps:
 def _print(answers, table):
     """Print answers as they come, write the table, and return the exit code."""
     rows, answered, bad = [COLUMNS], 0, 0
-    for found in answers:
-        name = printable(found.path)
-        if found.error:
-            tell(found.error)
-            bad += 1
-        else:
-            print(f"{name}\t{found.label}\t{found.probability:.6f}", flush=True)
-            answered += 1
-        probability = "" if found.error else str(found.probability)
-        rows.append((name, found.label, probability, printable(found.error)))
-    if table and answered:
-        with whole_write(table, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
+    try:
+        for found in answers:
+            name = printable(found.path)
+            if found.error:
+                tell(found.error)
+                bad += 1
+            else:
+                print(f"{name}\t{found.label}\t{found.probability:.6f}", flush=True)
+                answered += 1
+            probability = "" if found.error else str(found.probability)
+            rows.append((name, found.label, probability, printable(found.error)))
+    finally:  # Ctrl-C loses no answer that was there
+        if table and answered:
+            with whole_write(table, "w", newline="") as file:
+                csv.writer(file).writerows(rows)
     if not bad:
         return 0
     return 1 if answered else 2

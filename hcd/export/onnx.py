@@ -14,8 +14,8 @@ from .prediction import CLASSES
 
 FORMAT = "hcd-onnx-1"
 MOST_BYTES = 2 << 30  # what protobuf, which an ONNX file is written in, can hold
-# how a tensor names the file that its values lie in; ours have none, and another's could name any
-OUTSIDE = b"\x0a\x08location\x12"
+# the word by which a tensor names the file that its values lie in; ours have none
+OUTSIDE = b"location"
 INSTALL = "install it with pip install 'hcd[onnx]'"
 
 
@@ -60,7 +60,7 @@ def load_onnx(path: StrPath, threads: int | None = None) -> OnnxModel:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; name a file that `hcd export` wrote")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (type(threads) is not int or threads < 1):
         raise InputError(f"threads={threads!r} is no number of threads; give 1 or more")
     session = _session(path, threads)
     metadata = session.get_modelmeta().custom_metadata_map

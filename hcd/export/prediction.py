@@ -106,7 +106,7 @@ def answering(
     if hasattr(bundle, "probabilities"):
         given = {"device": device, "threads": threads, "fast": fast, "calibrated": calibrated}
         for name, value in given.items():
-            if value:
+            if value and (name, str(value)) != ("device", "cpu"):
                 raise InputError(
                     f"{name}={value!r} cannot be had of an ONNX file, whose graph is fixed and runs"
                     f" on the CPU; leave {name} out, or use the model folder"

@@ -1,5 +1,6 @@
 """Write a model in WSInfer's form, which its tools and QuPath's extension run on whole slides."""
 
+import io
 import json
 import os
 import warnings
@@ -78,13 +79,14 @@ def _trace(model, recipe, path):
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             # torch would have its users move on, and WSInfer's tools read TorchScript alone
             warnings.simplefilter("ignore")
-            torch.jit.trace(model, patches[:2]).save(f"{path}.traced")
-        _without_sources(Path(f"{path}.traced"), path)
+            traced = io.BytesIO()  # a full disk would end the process in torch's own writer
+            torch.jit.save(torch.jit.trace(model, patches[:2]), traced)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"arch={recipe.arch} cannot be written as TorchScript ({reason}); export it as ONNX"
+            f"arch={recipe.arch} cannot be written as TorchScript ({reason}); use --onnx"
         ) from error
+    _without_sources(traced, path)
 
 
 def _without_sources(traced, path):

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import signal
 import socket
 import subprocess
@@ -223,6 +222,8 @@ def test_no_form_or_none_that_can_be_read(client, kind, content, status, text):
         ({"origin": "http://evil.example"}, "may not ask"),
         ({"origin": "http://127.0.0.1:9"}, "may not ask"),
         ({"origin": "null"}, "may not ask"),
+        ({"origin": "http://["}, "may not ask"),
+        ({"host": "[::1"}, "not known as ''"),
     ],
 )
 def test_another_page_may_not_ask(client, headers, text):
@@ -230,6 +231,19 @@ def test_another_page_may_not_ask(client, headers, text):
     assert answer.status_code == 403 and text in answer.json()["error"]
     own = {"origin": "http://127.0.0.1:8000"}
     assert client.get("/health", headers=own).status_code == 200
+
+
+def test_names_that_were_allowed(bundle):
+    app = make_app(bundle, WORKER, ["127.0.0.1", "Lab.Example"])
+    with testclient.TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        assert client.get("/health", headers={"host": "LAB.example:81"}).status_code == 200
+        proxy = {"origin": "https://lab.example"}  # which hands on under its own name or ours
+        assert client.get("/health", headers=proxy).status_code == 200
+
+
+def test_questions_that_are_none(client):
+    for answer in (client.get("/examples/abc"), client.post("/predict?pictures=maybe")):
+        assert answer.status_code == 422 and "see /openapi.json" in answer.json()["error"]
 
 
 def refused(capfd, *arguments):
@@ -247,31 +261,39 @@ def test_the_command_refuses_what_cannot_be_served(folder, tmp_path, capfd, monk
     assert "--port 70000 is no port" in refused(capfd, folder, "--port", 70000)
     assert "give another --port or --host" in refused(capfd, folder, "--host", "999.9.9.9")
     assert "device='gpu'" in refused(capfd, folder, "--device", "gpu")
+    assert '--host "" names nothing' in refused(capfd, folder, "--host", "")
+    assert "'lab:80' is no host's name" in refused(capfd, folder, "--allow", "lab:80")
+    (tmp_path / "model.onnx").write_text("")
+    assert "give the model's folder" in refused(capfd, tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert "pip install 'hcd[serve]'" in refused(capfd, folder)
 
 
 @pytest.mark.long
-def test_the_command_serves_until_ctrl_c(folder, sample, tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped(folder, sample, end):
+    """One client has hung up, one is amid its upload, one was answered just before."""
     command = [sys.executable, "-m", "hcd.cli", "serve", str(folder), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        line = server.stdout.readline()
-        place = line.split(" answers at ")[1].split(" until")[0]
+        host, port = server.stdout.readline().split("http://")[1].split()[0].split(":")
+        place = f"http://{host}:{port}"
         secret = "name-of-a-patient.tif"
         content = Path(sample.test_paths[0]).read_bytes()
-        body = io.BytesIO()
-        body.write(HEAD.replace(b"a.tif", secret.encode()) + content + b"\r\n--x--\r\n")
+        body = HEAD.replace(b"a.tif", secret.encode()) + content + b"\r\n--x--\r\n"
         kind = {"Content-Type": "multipart/form-data; boundary=x"}
-        request = urllib.request.Request(f"{place}/predict", body.getvalue(), kind)
-        assert secret in urllib.request.urlopen(request, timeout=60).read().decode()
-        host, port = place.removeprefix("http://").split(":")
+        head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind['Content-Type']}"
+        begun = f"{head}\r\nContent-Length: 9999\r\n\r\n".encode() + HEAD
         with socket.create_connection((host, int(port))) as hanging_up:
-            head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind['Content-Type']}"
-            hanging_up.sendall(f"{head}\r\nContent-Length: 9999\r\n\r\n".encode() + HEAD)
+            hanging_up.sendall(begun)
         assert urllib.request.urlopen(f"{place}/health", timeout=60).status == 200
+        with socket.create_connection((host, int(port))) as stalled:
+            stalled.sendall(begun)
+            request = urllib.request.Request(f"{place}/predict", body, kind)
+            assert secret in urllib.request.urlopen(request, timeout=60).read().decode()
+            server.send_signal(end)
+            out, err = server.communicate(timeout=120)
     finally:
-        server.send_signal(signal.SIGINT)
-        out, err = server.communicate(timeout=60)
+        server.kill()
     assert server.returncode == 0 and out == "stopped\n"
-    assert secret not in out + err and "Traceback" not in err
+    assert secret not in out + err and "Traceback" not in err and "fault of hcd" not in err

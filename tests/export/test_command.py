@@ -14,6 +14,7 @@ import pytest
 import hcd
 from hcd.cli import main
 from hcd.export import ranks
+from hcd.export.answer import TorchModel
 from hcd.export.ranks import Ranks, launched
 
 
@@ -87,6 +88,30 @@ def test_thousands_of_which_three_are_bad(model, sample, tmp_path, capfd, monkey
         assert [row[0] for row in csv.reader(file)][1:] == lines
 
 
+def test_names_that_no_file_can_have(model, sample, capfd, monkeypatch):
+    lines = f"{sample.test_paths[0]}\na\0b.tif\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    rows, err = answered(capfd, model, "-", code=1)
+    assert len(rows) == 1 and "null byte" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_keeps_what_was_answered(model, sample, tmp_path, capfd, monkeypatch):
+    def stopped(self, patches):
+        if len(patches) < 8:  # the second batch
+            raise KeyboardInterrupt
+        return right(self, patches)
+
+    right = TorchModel.probabilities
+    monkeypatch.setattr(TorchModel, "probabilities", stopped)
+    table = tmp_path / "answers.csv"
+    command = ["predict", str(model), *map(str, sample.test_paths), "--batch-size", "8"]
+    assert main([*command, "--csv", str(table)]) == 130
+    assert len(capfd.readouterr().out.splitlines()) == 8
+    with open(table, newline="") as file:
+        names = [row[0] for row in csv.reader(file)][1:]
+    assert names == list(map(str, sample.test_paths[:8]))
+
+
 def test_heatmaps_in_a_new_folder(model, patches, capfd, tmp_path):
     shutil.copytree("patches", "again")
     (tmp_path / "patches/text.tif").write_text("no image")
@@ -108,6 +133,7 @@ def test_heatmaps_in_a_new_folder(model, patches, capfd, tmp_path):
         (["--batch-size", "0"], "batch_size=0"),
         (["--threads", "0"], "threads=0"),
         (["--calibrated"], "no temperature"),
+        (["--csv", "/dev/null"], "no table of predictions"),
         (["--csv", "no/answers.csv"], "folder does not exist"),
         (["--heatmap", ""], '--heatmap "" names nothing'),
     ],

@@ -162,7 +162,7 @@ def test_an_older_one_is_replaced(bundle, exported, tmp_path):
 def outside(model):
     """Have a tensor lie in a file beside it."""
     tensor = model.graph.initializer[0]
-    onnx.external_data_helper.set_external_data(tensor, location="/etc/passwd")
+    onnx.external_data_helper.set_external_data(tensor, location="weights.bin")
     tensor.ClearField("raw_data")
 
 
@@ -233,6 +233,8 @@ def test_the_commands(folder, bundle, sample, tmp_path, capfd, monkeypatch):
         expected = hcd.predict_image(bundle, path)
         assert line.split("\t")[:2] == [path, expected.label]
         assert float(line.split("\t")[2]) == pytest.approx(expected.probability, abs=2e-5)
+    assert main(["predict", "model.onnx", *paths, "--device", "cpu"]) == 0
+    capfd.readouterr()
     for flags, text in [
         (["--device", "cuda"], "device='cuda' cannot be had of an ONNX file"),
         (["--fast"], "fast=True cannot"),

@@ -37,9 +37,11 @@ async function begin() {
   most = { files: card.most_files, bytes: card.most_bytes };
   place("use").textContent = card.intended_use;
   place("limits").textContent = card.limits;
+  const here = ["localhost", "127.0.0.1"].includes(location.hostname);
+  const kept = here ? "They stay on this machine." : "The server holds them in memory alone, while it answers.";
   const side = card.recipe.original_size;
   place("size").textContent =
-    `${side} x ${side} px at ${card.spacing_um_px} micrometres a px, 8-bit RGB; TIFF, PNG or JPEG. They stay on this machine.`;
+    `${side} x ${side} px at ${card.spacing_um_px} micrometres a px, 8-bit RGB; TIFF, PNG or JPEG. ${kept}`;
   const auc = card.metrics.valid_auc;
   const split = card.splits.valid_auc;
   const measured = typeof auc === "number" ? `, validation AUC ${auc.toFixed(4)} (split: ${split || "not recorded"})` : "";
@@ -88,19 +90,34 @@ function parts(files) {
   return part.length ? [...found, part] : found;
 }
 
-async function answer(part, mine) {
-  let found, files = part;
+// A file once it has been read, or its name and why it could not be: it may be gone, or a folder.
+async function held(file) {
+  const name = file.name || "a drawn example";
   try {
-    files = await Promise.all(part.map((file) => (typeof file === "function" ? file() : file)));
-    const form = new FormData();
-    for (const file of files) form.append("files", file, file.name);
-    found = (await (await asked("predict?pictures=true", { method: "POST", body: form })).json()).answers;
+    const given = typeof file === "function" ? await file() : file;
+    return new File([await given.arrayBuffer()], given.name);
   } catch (error) {
-    found = files.map(() => ({ label: "", probability: null, error: error.message }));
+    return { name, error: `${name} cannot be read (${error.message}); choose it again` };
   }
+}
+
+async function answer(part, mine) {
+  const files = await Promise.all(part.map(held));
+  const good = files.filter((file) => !file.error);
+  let found = [];
+  try {
+    const form = new FormData();
+    for (const file of good) form.append("files", file, file.name);
+    const path = "predict?pictures=true";
+    if (good.length) found = (await (await asked(path, { method: "POST", body: form })).json()).answers;
+  } catch (error) {
+    found = good.map(() => ({ label: "", probability: null, error: error.message }));
+  }
+  const answered = found.values();
+  found = files.map((file) => (file.error ? { label: "", probability: null, error: file.error } : answered.next().value));
   if (mine !== generation) return; // cleared meanwhile
   found.forEach((one, i) => {
-    const row = { ...one, name: files[i].name || "a drawn example", file: files[i] };
+    const row = { ...one, name: files[i].name, file: files[i] };
     answers.push(row);
     if (answers.length <= MOST_ROWS) body.append(line(row));
     delete row.picture; // shown, and no longer needed
