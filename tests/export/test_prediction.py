@@ -228,7 +228,8 @@ def test_a_model_that_answers_by_itself_takes_no_settings_of_torch(refused):
     images = [np.full((96, 96, 3), level, np.uint8) for level in (0, 255)]
     expected = [Prediction("image 0", "negative", 0.0), Prediction("image 1", "tumour", 1.0)]
     assert list(hcd.predict_images(Own(), images)) == expected
-    for settings in ({"device": "cpu"}, {"fast": True}, {"threads": 2}, {"calibrated": True}):
+    assert list(hcd.predict_images(Own(), images, device="cpu")) == expected  # where it is anyway
+    for settings in ({"device": "cuda"}, {"fast": True}, {"threads": 2}, {"calibrated": True}):
         with refused(hcd.InputError, next(iter(settings)), "leave"):
             hcd.predict_images(Own(), images, **settings)
 
