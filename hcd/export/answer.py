@@ -14,7 +14,7 @@ from ..errors import InputError, InputTypeError
 from ..reader import read_patch, tone_table
 from ..recipe import Recipe
 from .bundle import Bundle
-from .prediction import Prediction, prediction
+from .prediction import Prediction, prediction, require_threads
 
 
 class TorchModel:
@@ -30,8 +30,7 @@ class TorchModel:
     ) -> None:
         """Copy the bundle's model to where it computes; see `predict_images`."""
         require_bundle(bundle)
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise InputError(f"threads={threads!r} is no number of threads; give 1 or more")
+        require_threads(threads)
         self.threads = threads
         self.temperature = require_temperature(bundle) if calibrated else 1
         self.recipe = bundle.recipe

@@ -11,7 +11,7 @@ from typing import Any
 from ..disk.whole import empty_folder, whole_write
 from ..errors import InputError
 from ..terminal import printable, tell
-from .prediction import Prediction, answering, predict_images
+from .prediction import Prediction, answering, answers_by_itself, predict_images
 from .ranks import in_rounds, launched
 
 COLUMNS = ("path", "label", "probability", "error")
@@ -35,9 +35,9 @@ def predict(options) -> int:
         # of several processes each has a folder of its own, so that none writes over another's
         own = f"rank-{ranks.rank}" if ranks.world > 1 else ""
         heatmaps = Heatmaps(opened, Path(options.heatmap, own))
-    # an ONNX file was given the threads when it was opened
-    threads = None if hasattr(opened, "probabilities") else options.threads
-    device = options.device or (None if hasattr(opened, "probabilities") else ranks.device)
+    device, threads = options.device or ranks.device, options.threads
+    if answers_by_itself(opened):  # it was given the threads when it was opened
+        device, threads = options.device, None
     model = answering(opened, device, threads, options.fast, options.calibrated)
 
     def answer(images):
@@ -141,7 +141,7 @@ class Heatmaps:
     """A new folder that gets a picture of where the model looks for each image."""
 
     def __init__(self, model: Any, folder: Path) -> None:
-        if hasattr(model, "probabilities"):
+        if answers_by_itself(model):
             raise InputError(
                 "--heatmap needs the gradients of a model folder, and an ONNX file has none; give"
                 " the folder that it was exported from"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..disk.whole import StrPath, shorten
 from ..errors import InputError
-from .prediction import CLASSES
+from .prediction import CLASSES, require_threads
 
 FORMAT = "hcd-onnx-1"
 MOST_BYTES = 2 << 30  # what protobuf, which an ONNX file is written in, can hold
@@ -60,8 +60,7 @@ def load_onnx(path: StrPath, threads: int | None = None) -> OnnxModel:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; name a file that `hcd export` wrote")
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise InputError(f"threads={threads!r} is no number of threads; give 1 or more")
+    require_threads(threads)
     session = _session(path, threads)
     metadata = session.get_modelmeta().custom_metadata_map
     given = metadata.get("hcd_format")

@@ -103,7 +103,7 @@ def answering(
     Raises:
         InputError, InputTypeError: no model, or settings that it cannot have.
     """
-    if hasattr(bundle, "probabilities"):
+    if answers_by_itself(bundle):
         given = {"device": device, "threads": threads, "fast": fast, "calibrated": calibrated}
         for name, value in given.items():
             if value and (name, str(value)) != ("device", "cpu"):
@@ -115,6 +115,17 @@ def answering(
     from .answer import TorchModel
 
     return TorchModel(bundle, device, threads, fast, calibrated)
+
+
+def answers_by_itself(model: Any) -> bool:
+    """Say whether a model is set up already, as an ONNX file is, and no Bundle of torch's."""
+    return hasattr(model, "probabilities")
+
+
+def require_threads(threads: int | None) -> None:
+    """Require a number of threads, or None for the library's own."""
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise InputError(f"threads={threads!r} is no number of threads; give 1 or more")
 
 
 def _predict(model, numbered, batch_size, report):
