@@ -15,6 +15,7 @@ from .engine.compat import DataBunch
 from .engine.databunch import ImageDataBunch
 from .engine.device import find_device, require_room_for_workers
 from .engine.draws import replace_loaders
+from .engine.resident import make_resident
 from .errors import InputError
 from .reader import read_cropped_image
 from .recipe import Recipe
@@ -148,6 +149,7 @@ def make_databunch(
     # fastai passes the option on to every loader but this one
     data.single_dl.dl.pin_memory = pin_memory
     replace_loaders(data, recipe)
+    make_resident(data, recipe)
     return data
 
 

@@ -14,6 +14,7 @@ from .engine.arch import find_arch, require_weights, with_pretrained_flag
 from .engine.compat import DataBunch
 from .engine.device import find_device
 from .engine.fast import FastModel, LossScaler, low_precision
+from .engine.graphs import DecayAtOnce, RecordedSteps
 from .engine.saving import Learner
 from .errors import InputError
 from .recipe import Recipe
@@ -55,8 +56,12 @@ def get_learner(data: DataBunch, recipe: Recipe, path: StrPath = ".") -> Learner
     if recipe.pretrained:
         learner.freeze()
     apply_init(model[1], nn.init.kaiming_normal_)
+    if recipe.fast and data.device.type == "cuda":
+        learner.callbacks.append(RecordedSteps(learner))
     if recipe.fast and low_precision(data.device) == torch.float16:
         learner.callbacks.append(LossScaler(learner))
+    elif recipe.fast:
+        learner.callbacks.append(DecayAtOnce(learner))
     return learner
 
 

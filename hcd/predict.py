@@ -25,6 +25,8 @@ from .engine.given import (
     require_same_place,
     require_width,
 )
+from .engine.graphs import recorded
+from .engine.resident import ResidentItems
 from .engine.saving import Learner
 from .errors import InputError
 from .reader import apply_draw, draw_augmentation, draw_size, read_patch
@@ -87,8 +89,8 @@ def predict_tta(
     learner.model.eval()
     earlier = len(crops) - len(waiting)
     bar = progress_bar(len(crops), f"{passes} averaged passes", progress, initial=earlier)
-    with torch.no_grad(), bar:
-        for images, _ in _loader(waiting, passes, test_dl):
+    with torch.no_grad(), bar, recorded(learner.model, learner.data.device):
+        for images, _ in _batches(waiting, passes, test_dl):
             probabilities = _predict(learner.model, images, classes, activation)
             means.append(probabilities.reshape(-1, passes, len(classes)).mean(1).cpu())
             bar.update(len(means[-1]))
@@ -118,17 +120,31 @@ def _predict(model, images, classes, activation):
     return probabilities.double()
 
 
-def _loader(waiting, passes, test_dl):
-    """Return a loader of all crops of a few patches at a time, as many crops as training takes."""
+def _batches(waiting, passes, test_dl):
+    """Return what yields all crops of a few patches at a time, as many crops as training takes."""
+    count = max(1, test_dl.batch_size // passes)
+    items = test_dl.dl.dataset
+    if isinstance(items, ResidentItems) and items.unchanged():
+        return _resident_batches(waiting, count, test_dl)
     loader = DataLoader(
         waiting,
-        batch_size=max(1, test_dl.batch_size // passes),
+        batch_size=count,
         collate_fn=_join,
         num_workers=test_dl.num_workers,
         pin_memory=test_dl.pin_memory,
         generator=torch.Generator(),
     )
     return DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join)
+
+
+def _resident_batches(waiting, count, test_dl):
+    """Yield the crops of `count` patches at a time, cut on the device that holds them."""
+    rows, draws = torch.from_numpy(test_dl.dl.dataset.rows), waiting.dataset.draws
+    for start in range(0, len(waiting), count):
+        chosen = list(waiting.indices[start : start + count])
+        drawn = torch.from_numpy(draws[:, chosen].swapaxes(0, 1)).flatten(0, 1)
+        crops = test_dl.dl.patches.crops(rows[chosen].repeat_interleave(len(draws)), drawn)
+        yield test_dl.proc_batch((crops, torch.zeros(0)))
 
 
 class DrawnCrops(Dataset):

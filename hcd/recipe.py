@@ -53,6 +53,8 @@ class Recipe:
         rng_seed: makes a run repeatable; without it every generator stays as it is, as in the
             walkthrough.
         fast: train and predict in 16 bits.
+        resident: keep the patches on the device and cut the crops there; None does it where the
+            recipe is fast and a GPU has room for them.
 
     Raises:
         InputError: a value outside its range; InputTypeError: a value of the wrong type.
@@ -87,6 +89,7 @@ class Recipe:
     tta_passes: int = 12
     rng_seed: int | None = None
     fast: bool = False
+    resident: bool | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "arch", _named(self.arch))
@@ -180,7 +183,9 @@ class Recipe:
     @staticmethod
     def _check_type(name, value, default):
         """Turn down a value of another type than the walkthrough's."""
-        if name in ("arch", "rng_seed"):
+        if name == "resident":
+            good, wanted = value is None or isinstance(value, bool), "None, True or False"
+        elif name in ("arch", "rng_seed"):
             good = (
                 (isinstance(value, str) or callable(value))
                 if name == "arch"
@@ -252,6 +257,11 @@ class Recipe:
         _require(
             self.split in SPLITS,
             f"split={self.split[:60]!r} is no way to split; give one of {', '.join(SPLITS)}",
+        )
+        _require(
+            not (self.resident and self.stain_jitter),
+            f"resident=True cuts no crops with stain_jitter={self.stain_jitter}, which is no whole"
+            " number's arithmetic; leave resident at None or stain_jitter at 0",
         )
         _require(
             0 <= self.head_dropout < 1,

@@ -46,8 +46,10 @@ class _Sampler(Sampler):
         return ((number, index) for index in order.tolist())
 
 
-class _DrawnByKey(Dataset):
+class DrawnByKey(Dataset):
     """A data set that takes (pass, index) too, and then draws from the generator of that item."""
+
+    own: tuple = ("dataset", "passes")  # attributes of this one; all others are the data set's
 
     def __init__(self, dataset, passes):
         self.dataset, self.passes = dataset, passes
@@ -56,12 +58,12 @@ class _DrawnByKey(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name):
-        if name in ("dataset", "passes"):  # not there yet, while it is unpickled
+        if name in self.own:  # not there yet, while it is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __setattr__(self, name, value):
-        if name in ("dataset", "passes"):
+        if name in self.own:
             super().__setattr__(name, value)
         else:  # such as the transforms that fastai's TTA puts in for a while
             setattr(self.dataset, name, value)
@@ -82,8 +84,8 @@ class PassLoader(DataLoader):
     touches no other generator."""
 
     def __init__(self, dataset, passes, shuffle=False, **kwargs):
-        if not isinstance(dataset, _DrawnByKey):
-            dataset = _DrawnByKey(dataset, passes)
+        if not isinstance(dataset, DrawnByKey):
+            dataset = DrawnByKey(dataset, passes)
         super().__init__(
             dataset,
             sampler=_Sampler(dataset, shuffle, passes),

@@ -22,6 +22,8 @@ REBUILT = {
     "ShowGraph",
     "OneCycleScheduler",
     "LossScaler",
+    "RecordedSteps",
+    "DecayAtOnce",
     "AverageMetric",
 }
 # what callbacks hold that is no state of theirs: the learner, its parts, and what they were given

@@ -1,0 +1,200 @@
+"""CUDA graphs: a network's kernels recorded once and launched together.
+
+DenseNet-169 takes 3,900 launches a training step, and Python takes longer to give them than a GPU
+to do them. A graph does the same kernels on the same memory, so no number changes; what it cannot
+do is run Python again, so a network with hooks is not recorded.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from fastai.basic_train import LearnerCallback
+from torch import nn
+
+from .fast import FastModel
+
+EAGER = 2  # calls of one kind that go before its recording: cuDNN picks its kernels in them
+
+
+class Graphs:
+    """The recorded steps of one network, by the shape of the batch and by what it trains.
+
+    Args:
+        record: makes a step of (compute, images, parameters); None records CUDA graphs.
+    """
+
+    def __init__(self, record: Callable | None = None) -> None:
+        self.record = record or CudaStep
+        self.modules: list = []
+        self.seen: dict[tuple, int] = {}
+        self.steps: dict[tuple, Any] = {}
+
+    def __reduce__(self):  # a recording holds for one process and one copy of the weights
+        return Graphs, ()
+
+    def __call__(self, model: nn.Module, compute: Callable, images: torch.Tensor) -> torch.Tensor:
+        """Return what `compute(images)` returns, by a recorded step where there is one.
+
+        Args:
+            model: the network that computes; its weights, modes and hooks tell whether a recorded
+                step still holds. compute: function of images alone. images: (B, 3, H, W).
+        """
+        if not self.modules:
+            self.modules, self.parameters = list(model.modules()), list(model.parameters())
+        if any(map(_has_hooks, self.modules)):
+            return compute(images)
+        training = torch.is_grad_enabled()
+        kind = (
+            images.shape,
+            images.dtype,
+            training,
+            tuple(one.training for one in self.modules),
+            tuple((one.data_ptr(), one.requires_grad) for one in self.parameters),
+        )
+        if kind not in self.steps:
+            self.seen[kind] = self.seen.get(kind, 0) + 1
+            if self.seen[kind] <= EAGER:
+                return compute(images)
+            trained = [one for one in self.parameters if training and one.requires_grad]
+            self.steps[kind] = self._recorded(compute, images, trained)
+        step = self.steps[kind]
+        if step is None:
+            return compute(images)
+        if not training:
+            return step.forward(images).clone()
+        # autograd goes back through what has an input that wants a gradient
+        return _Replayed.apply(images, torch.ones((), requires_grad=True), step)
+
+    def _recorded(self, compute, images, parameters):
+        try:
+            return self.record(compute, images, parameters)
+        except torch.OutOfMemoryError:
+            shown = f"a batch of {len(images)}"
+            print(f"no memory is left to record {shown}; it goes on unrecorded", file=sys.stderr)
+            return None
+
+
+def _has_hooks(module):
+    """Say whether Python is to be run within a module."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+class _Replayed(torch.autograd.Function):
+    """A recorded step, as autograd sees it; it puts the weights' gradients in their place
+    itself."""
+
+    @staticmethod
+    def forward(ctx, images, anchor, step):
+        ctx.step = step
+        return step.forward(images).clone()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        step = ctx.step
+        # what is there where somebody gathers the gradients of several batches; copied, for it may
+        # be the memory that the step writes to
+        earlier = [None if one.grad is None else one.grad.clone() for one in step.parameters]
+        step.backward(gradients[0])
+        for one, found, before in zip(step.parameters, step.gradients, earlier):
+            if found is not None:
+                one.grad = found if before is None else before.add_(found)
+        return None, None, None
+
+
+class CudaStep:
+    """One forward and, where there are parameters to train, one backward pass as CUDA graphs."""
+
+    def __init__(self, compute, images, parameters):
+        torch.cuda.empty_cache()  # a graph has memory of its own
+        self.images, self.parameters = images.clone(), parameters
+        # loaders have threads of their own, which may use the GPU meanwhile
+        mode = {"capture_error_mode": "thread_local"}
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, **mode):
+            outputs = compute(self.images)
+        self.outputs = outputs.detach()
+        if not parameters:
+            return
+        self.back, self.gradient = torch.cuda.CUDAGraph(), torch.zeros_like(outputs)
+        with torch.cuda.graph(self.back, pool=self.graph.pool(), **mode):
+            self.gradients = torch.autograd.grad(
+                outputs, parameters, self.gradient, allow_unused=True
+            )
+
+    def forward(self, images):
+        """Return the outputs; the next call overwrites them."""
+        self.images.copy_(images)
+        self.graph.replay()
+        return self.outputs
+
+    def backward(self, gradient):
+        """Compute the `gradients` of the parameters, given that of the outputs."""
+        self.gradient.copy_(gradient)
+        self.back.replay()
+
+
+@contextmanager
+def recorded(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have a fast model record its steps on a GPU while the context is open."""
+    record_steps(model, device)
+    try:
+        yield
+    finally:
+        forget_steps(model)
+
+
+def record_steps(model: nn.Module, device: torch.device) -> None:
+    """Have a fast model record its steps on a GPU; any other stays as it is."""
+    if isinstance(model, FastModel) and device.type == "cuda":
+        model.graphs = Graphs()
+
+
+def forget_steps(model: nn.Module) -> None:
+    """Give the recordings' memory back."""
+    if isinstance(model, FastModel):
+        model.graphs = None
+
+
+class RecordedSteps(LearnerCallback):
+    """Record the steps of each fit."""
+
+    def on_train_begin(self, **kwargs):
+        """Begin to record."""
+        record_steps(self.learn.model, self.learn.data.device)
+
+    def on_train_end(self, **kwargs):
+        """Stop it."""
+        forget_steps(self.learn.model)
+
+
+class DecayAtOnce(LearnerCallback):
+    """Decay all weights of a layer group in one launch, where fastai's optimiser decays one after
+    the other; no number changes."""
+
+    _order = 998  # after whatever changes gradients
+
+    def on_backward_end(self, skip_step, **kwargs):
+        """Take fastai's step, unless another callback has taken it or wants none."""
+        if skip_step:
+            return {}
+        wrapper = self.learn.opt
+        if wrapper.true_wd:
+            groups = wrapper.opt.param_groups
+            with torch.no_grad():
+                for lr, wd, weights, norms in zip(
+                    wrapper._lr, wrapper._wd, groups[::2], groups[1::2]
+                ):
+                    decayed = weights["params"] + (norms["params"] if wrapper.bn_wd else [])
+                    if decayed:
+                        torch._foreach_mul_(decayed, 1 - wd * lr)
+            wrapper.set_val("weight_decay", [0] * len(wrapper._wd))
+        wrapper.opt.step()
+        return {"skip_step": True}

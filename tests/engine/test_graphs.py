@@ -1,0 +1,202 @@
+"""A recorded step does what the network does, and nothing is recorded that would not.
+
+CUDA graphs need a GPU; on a CPU a step that computes anew, into the same memory each time as a
+graph does, shows that all around it is right.
+"""
+
+import copy
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from fastai.basic_train import LearnerCallback
+from torch import nn
+
+import hcd
+from hcd.engine import graphs
+from hcd.engine.device import set_rng_seed
+from hcd.engine.fast import FastModel
+from hcd.engine.graphs import EAGER, Graphs
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class AnewStep:
+    """Stands in for a CUDA graph: the same memory for inputs, outputs and gradients each time."""
+
+    made = 0
+
+    def __init__(self, compute, images, parameters):
+        AnewStep.made += 1
+        self.compute, self.images, self.parameters = compute, images.clone(), parameters
+        self.outputs, self.gradients = None, [torch.zeros_like(one) for one in parameters]
+
+    def forward(self, images):
+        self.images.copy_(images)
+        with torch.set_grad_enabled(bool(self.parameters)):
+            self.found = self.compute(self.images)
+        if self.outputs is None:
+            self.outputs = torch.empty_like(self.found)
+        return self.outputs.copy_(self.found.detach())
+
+    def backward(self, gradient):
+        for kept, new in zip(
+            self.gradients, torch.autograd.grad(self.found, self.parameters, gradient)
+        ):
+            kept.copy_(new)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """Record on the CPU too, and count from 0."""
+    AnewStep.made = 0
+
+    def record(model, device):
+        if isinstance(model, FastModel):
+            model.graphs = Graphs(AnewStep)
+
+    monkeypatch.setattr(graphs, "record_steps", record)
+
+
+def trained(sample, recipe, split, epochs=2, device="cpu", callback=None):
+    """Return losses, weights and averaged predictions of a short training, stage 1 and 2."""
+    set_rng_seed(0)
+    data = hcd.make_databunch(sample, recipe, split[1], num_workers=0, device=device)
+    learner = hcd.get_learner(data, recipe)
+    if device == "cpu":
+        learner.callbacks.append(graphs.RecordedSteps(learner))
+    learner.freeze()
+    callbacks = [callback(learner)] if callback else []
+    learner.fit_one_cycle(epochs, 1e-3, callbacks=callbacks)
+    learner.unfreeze()
+    learner.fit_one_cycle(epochs, slice(1e-5, 1e-4), callbacks=callbacks)
+    return (
+        [float(loss) for loss in learner.recorder.losses + learner.recorder.val_losses],
+        {name: value.cpu().tolist() for name, value in learner.model.state_dict().items()},
+        hcd.predict_tta(learner, 2, progress=False).tolist(),
+    )
+
+
+def test_a_training_by_recorded_steps_has_the_same_bits(
+    sample, small_recipe, split, recording, monkeypatch
+):
+    recipe = replace(small_recipe, fast=True, batch_size=10)
+    recorded = trained(sample, recipe, split, epochs=3)
+    assert AnewStep.made >= 4  # stages 1 and 2, training and validation
+    monkeypatch.setattr(graphs, "record_steps", lambda model, device: None)
+    assert trained(sample, recipe, split, epochs=3) == recorded
+
+
+class EverySecond(LearnerCallback):
+    """Takes a step on the gradients of two batches."""
+
+    def on_backward_end(self, iteration, **kwargs):
+        return {"skip_step": iteration % 2 == 0}
+
+    def on_step_end(self, iteration, **kwargs):
+        return {"skip_zero": iteration % 2 == 0}
+
+
+def test_gradients_of_several_batches_add_up(sample, small_recipe, split, recording, monkeypatch):
+    recipe = replace(small_recipe, fast=True, batch_size=10)
+    recorded = trained(sample, recipe, split, callback=EverySecond)
+    assert AnewStep.made
+    monkeypatch.setattr(graphs, "record_steps", lambda model, device: None)
+    assert trained(sample, recipe, split, callback=EverySecond) == recorded
+
+
+def small_model():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = FastModel(nn.Sequential(body, head))
+    model.graphs = Graphs(AnewStep)
+    return model
+
+
+def test_each_kind_of_step_is_recorded_once_it_has_come_often_enough():
+    model, images, AnewStep.made = small_model(), torch.randn(4, 3, 8, 8), 0
+    for number in range(1, 6):
+        model(images)
+        assert AnewStep.made == int(number > EAGER)
+    with torch.no_grad():
+        [model(images) for _ in range(5)]
+    assert AnewStep.made == 2
+    model[0][0].weight.requires_grad_(False)  # FastModel's slices share its layers
+    [model(images) for _ in range(5)]
+    assert AnewStep.made == 3
+    model.eval()
+    [model(images[:3]) for _ in range(5)]
+    assert AnewStep.made == 4
+
+
+def test_a_network_with_hooks_is_not_recorded():
+    model, images, seen = small_model(), torch.randn(4, 3, 8, 8), []
+    [model(images) for _ in range(5)]
+    hook = model[0].register_forward_hook(lambda *given: seen.append(1))
+    [model(images) for _ in range(5)]
+    assert len(seen) == 5
+    hook.remove()
+    before = AnewStep.made
+    [model(images) for _ in range(5)]
+    assert len(seen) == 5 and AnewStep.made == before
+
+
+def test_outputs_outlive_the_next_step():
+    model = small_model().eval()
+    with torch.no_grad():
+        given = [torch.randn(4, 3, 8, 8) for _ in range(5)]
+        found = [model(images) for images in given]
+        model.graphs = None
+        assert all(torch.equal(model(one), other) for one, other in zip(given, found))
+
+
+def test_without_memory_a_step_goes_on_unrecorded(capsys):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model, images = small_model(), torch.randn(4, 3, 8, 8)
+    model.graphs = Graphs(full)
+    model.eval()
+    assert torch.equal(model(images), [model(images) for _ in range(5)][-1])
+    assert capsys.readouterr().err == (
+        "no memory is left to record a batch of 4; it goes on unrecorded\n"
+    )
+
+
+def test_a_copy_of_a_model_records_anew():
+    model, images = small_model(), torch.randn(4, 3, 8, 8)
+    [model(images) for _ in range(5)]
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not other.graphs.steps
+
+
+def test_decay_at_once_is_fastais(sample, small_recipe, split, monkeypatch):
+    recipe = replace(small_recipe, fast=True)
+    ours = trained(sample, recipe, split, epochs=1)
+    monkeypatch.setattr(graphs.DecayAtOnce, "on_backward_end", lambda self, **kwargs: {})
+    assert trained(sample, recipe, split, epochs=1) == ours
+
+
+@cuda
+@pytest.mark.parametrize("arch", ["resnet18", "densenet121"])
+def test_on_a_gpu_a_training_by_recorded_steps_has_the_same_bits(
+    sample, small_recipe, split, arch, monkeypatch
+):
+    recipe = replace(small_recipe, fast=True, batch_size=10, arch=arch)
+    recorded = trained(sample, recipe, split, device="cuda")
+    monkeypatch.setattr(graphs, "record_steps", lambda model, device: None)
+    unrecorded = trained(sample, recipe, split, device="cuda")
+    assert recorded[0] == unrecorded[0]
+    assert recorded == unrecorded
+
+
+@cuda
+def test_on_a_gpu_every_batch_is_that_of_the_workers(sample, small_recipe, split):
+    seen = []
+    for where in (False, True):
+        recipe = replace(small_recipe, fast=True, resident=where)
+        data = hcd.make_databunch(sample, recipe, split[1], num_workers=2, device="cuda")
+        seen.append([images.cpu().numpy().tobytes() for images, _ in data.train_dl])
+    assert seen[0] == seen[1]
