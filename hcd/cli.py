@@ -384,7 +384,7 @@ def _add_recipe_flag(group, field, meaning):
     """Add the flag of a recipe field; its help says what the field means."""
     flag, value = f"--{field.name.replace('_', '-')}", field.default
     text = meaning.replace("%", "%%").rstrip(".")
-    if isinstance(value, bool):
+    if field.type in (bool, bool | None):
         options: dict = {"action": argparse.BooleanOptionalAction, "default": None}
         shown = str(value)
     elif isinstance(value, tuple):

@@ -317,7 +317,7 @@ def test_every_value_of_the_recipe_has_a_flag(notebook):
     for field in fields(Recipe):
         value = getattr(Recipe.sample(), field.name)
         flag = "--" + field.name.replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, bool) or field.name == "resident":
             given, wanted = [flag], True
         elif isinstance(value, tuple):
             given, wanted = [flag, *map(str, value)], list(value)

@@ -38,6 +38,7 @@ WALKTHROUGH = {  # written down from the walkthrough's cells, not from hcd
     "tta_passes": 12,
     "rng_seed": None,
     "fast": False,  # ours, and off
+    "resident": None,  # ours: where the device reads, which changes no number
     "stain_jitter": 0.0,  # ours, and off
     "split": "random",  # what the walkthrough does; the others are ours
 }
@@ -181,7 +182,7 @@ def test_limits(refused, name, good, bad):
 
 
 def test_limits_names_every_field_with_a_range():
-    without = {"quarter_turns", "flips", "pretrained", "arch", "fast"}
+    without = {"quarter_turns", "flips", "pretrained", "arch", "fast", "resident"}
     assert {field.name for field in fields(Recipe)} - {row[0] for row in LIMITS} == without
 
 
@@ -196,6 +197,7 @@ def test_limits_names_every_field_with_a_range():
         ("flips", "yes"),
         ("pretrained", 0),
         ("fast", 1),
+        ("resident", 1),
         ("valid_fraction", "0.1"),
         ("valid_fraction", float("nan")),
         ("weight_decay", float("inf")),

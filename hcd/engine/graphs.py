@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from fastai.basic_train import LearnerCallback
 from torch import nn
+from torch.func import functional_call
 
 from .fast import FastModel
 
@@ -23,12 +24,13 @@ class Graphs:
     """The recorded steps of one network, by the shape of the batch and by what it trains.
 
     Args:
-        record: makes a step of (compute, images, parameters); None records CUDA graphs.
+        record: makes a step of (model, images, parameters); None records CUDA graphs.
     """
 
     def __init__(self, record: Callable | None = None) -> None:
         self.record = record or CudaStep
         self.modules: list = []
+        self.recording = False
         self.seen: dict[tuple, int] = {}
         self.steps: dict[tuple, Any] = {}
 
@@ -42,6 +44,8 @@ class Graphs:
             model: the network that computes; its weights, modes and hooks tell whether a recorded
                 step still holds. compute: function of images alone. images: (B, 3, H, W).
         """
+        if self.recording:
+            return compute(images)
         if not self.modules:
             self.modules, self.parameters = list(model.modules()), list(model.parameters())
         if any(map(_has_hooks, self.modules)):
@@ -59,7 +63,7 @@ class Graphs:
             if self.seen[kind] <= EAGER:
                 return compute(images)
             trained = [one for one in self.parameters if training and one.requires_grad]
-            self.steps[kind] = self._recorded(compute, images, trained)
+            self.steps[kind] = self._recorded(model, images, trained)
         step = self.steps[kind]
         if step is None:
             return compute(images)
@@ -68,13 +72,21 @@ class Graphs:
         # autograd goes back through what has an input that wants a gradient
         return _Replayed.apply(images, torch.ones((), requires_grad=True), step)
 
-    def _recorded(self, compute, images, parameters):
+    def _recorded(self, model, images, parameters):
+        """Return a recorded step, or None where it cannot be had."""
+        self.recording = True
         try:
-            return self.record(compute, images, parameters)
-        except torch.OutOfMemoryError:
-            shown = f"a batch of {len(images)}"
-            print(f"no memory is left to record {shown}; it goes on unrecorded", file=sys.stderr)
+            return self.record(model, images, parameters)
+        except RuntimeError as error:  # such as no memory
+            reason = " ".join(str(error).splitlines()[:1])[:160]
+            print(
+                f"a step on {len(images)} crops cannot be recorded ({reason}); it goes on"
+                " unrecorded, only slower",
+                file=sys.stderr,
+            )
             return None
+        finally:
+            self.recording = False
 
 
 def _has_hooks(module):
@@ -112,21 +124,25 @@ class _Replayed(torch.autograd.Function):
 class CudaStep:
     """One forward and, where there are parameters to train, one backward pass as CUDA graphs."""
 
-    def __init__(self, compute, images, parameters):
+    def __init__(self, model, images, parameters):
         torch.cuda.empty_cache()  # a graph has memory of its own
         self.images, self.parameters = images.clone(), parameters
+        # other tensors in the same memory: autograd has bound the parameters themselves to the
+        # stream of earlier steps, and a recording may not wait for another stream
+        alias = {id(one): one.detach().requires_grad_(one.requires_grad) for one in parameters}
+        bound = {name: alias.get(id(one), one) for name, one in model.named_parameters()}
         # loaders have threads of their own, which may use the GPU meanwhile
         mode = {"capture_error_mode": "thread_local"}
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, **mode):
-            outputs = compute(self.images)
+            outputs = functional_call(model, bound, (self.images,))
         self.outputs = outputs.detach()
         if not parameters:
             return
         self.back, self.gradient = torch.cuda.CUDAGraph(), torch.zeros_like(outputs)
         with torch.cuda.graph(self.back, pool=self.graph.pool(), **mode):
             self.gradients = torch.autograd.grad(
-                outputs, parameters, self.gradient, allow_unused=True
+                outputs, list(alias.values()), self.gradient, allow_unused=True
             )
 
     def forward(self, images):

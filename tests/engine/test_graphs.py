@@ -6,6 +6,7 @@ graph does, shows that all around it is right.
 
 import copy
 import pickle
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -27,9 +28,9 @@ class AnewStep:
 
     made = 0
 
-    def __init__(self, compute, images, parameters):
+    def __init__(self, model, images, parameters):
         AnewStep.made += 1
-        self.compute, self.images, self.parameters = compute, images.clone(), parameters
+        self.compute, self.images, self.parameters = model._compute, images.clone(), parameters
         self.outputs, self.gradients = None, [torch.zeros_like(one) for one in parameters]
 
     def forward(self, images):
@@ -152,6 +153,39 @@ def test_outputs_outlive_the_next_step():
         assert all(torch.equal(model(one), other) for one, other in zip(given, found))
 
 
+def test_a_step_is_recorded_on_other_tensors_in_the_parameters_memory(monkeypatch):
+    """`CudaStep` itself, with a recorder in CUDA's place that does what it is told at once."""
+
+    class Graph:
+        def pool(self):
+            return None
+
+        def replay(self):
+            pass
+
+    @contextmanager
+    def graph(recorded, **options):
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    model, images = small_model(), torch.randn(4, 3, 8, 8)
+    model.graphs.record = graphs.CudaStep
+    model[0][0].bias.requires_grad_(False)
+    for _ in range(EAGER):
+        model(images).sum().backward()
+    before = [one.grad for one in model.parameters()]
+    model(images).sum().backward()  # recorded with a gradient of zeros for the outputs
+    (step,) = model.graphs.steps.values()
+    trained = [one for one in model.parameters() if one.requires_grad]
+    assert len(step.gradients) == len(step.parameters) == len(trained)
+    assert all(not found.any() for found in step.gradients)
+    assert all(
+        one is None or torch.equal(one, two.grad) for one, two in zip(before, model.parameters())
+    )
+
+
 def test_without_memory_a_step_goes_on_unrecorded(capsys):
     def full(*given):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -161,7 +195,8 @@ def test_without_memory_a_step_goes_on_unrecorded(capsys):
     model.eval()
     assert torch.equal(model(images), [model(images) for _ in range(5)][-1])
     assert capsys.readouterr().err == (
-        "no memory is left to record a batch of 4; it goes on unrecorded\n"
+        "a step on 4 crops cannot be recorded (CUDA out of memory); it goes on unrecorded, only"
+        " slower\n"
     )
 
 
