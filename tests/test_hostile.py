@@ -564,6 +564,28 @@ def test_every_other_artefact_on_a_full_disk(
         learner.path = learner_path
 
 
+@pytest.mark.parametrize(
+    "form, left",
+    [*(("wsinfer", left) for left in (0, 8_192, 1_000_000, 3_000_000)), ("onnx", 1_000_000)],
+)
+def test_an_export_on_a_full_disk_keeps_the_older_one(disk, model, capsys, form, left):
+    """The model's file takes 3.0 MB; of 3,000,000 bytes left it takes all, before it is whole."""
+    folder = disk(20_000)
+    place = folder / ("one.onnx" if form == "onnx" else "exported")
+    command = ["export", str(model), f"--{form}", str(place)]
+    assert cli.main(command) == 0
+    before = contents(folder)
+    fill(folder, left)
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.count("No space left on device") == 1, err
+    assert f"{place} cannot be written (No space left" in err and "free space" in err
+    (folder / "filler").unlink()
+    assert contents(folder) == before
+    assert cli.main(command) == 0
+
+
 def test_a_sample_that_does_not_fit_leaves_nothing(disk, refused):
     folder = disk(500)
     with pytest.raises(OSError, match="No space left on device"):

@@ -11,7 +11,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from ..disk.whole import SCRATCH, StrPath, read_json, refuse_link, unwritable, writable_folder
+from ..disk.locks import PATIENCE, take_lock
+from ..disk.whole import (
+    SCRATCH,
+    StrPath,
+    read_json,
+    refuse_link,
+    sweep_parts,
+    unwritable,
+    writable_folder,
+)
 from ..errors import InputError
 from .answer import require_bundle
 from .bundle import Bundle
@@ -38,24 +47,65 @@ def export_wsinfer(bundle: Bundle, folder: StrPath) -> Path:
     Raises:
         InputError: a model that TorchScript cannot hold, or that would answer otherwise.
             InputTypeError: no Bundle. FileExistsError: the folder holds another's files. OSError:
-            it cannot be written, or a file of it is a link.
+            it cannot be written, a file of it is a link, or another export is writing there.
     """
     require_bundle(bundle)
     folder = writable_folder(folder)
-    for name in (MODEL, CONFIG):
-        refuse_link(folder / name)
-    _refuse_others(folder)
+    lock = take_lock(
+        folder, f"{folder} is written by another export; name another folder or wait", PATIENCE
+    )
+    try:
+        for name in (MODEL, CONFIG):
+            refuse_link(folder / name)
+        _refuse_others(folder)
+        sweep_parts(folder)
+        _write(bundle, folder)
+    finally:
+        lock.release()
+    return folder
+
+
+def _write(bundle, folder):
+    """Write the files, and put them in their places once they are whole and right."""
     try:
         with TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             pending = Path(scratch, MODEL)
             _trace(CentreCrop(bundle).eval(), bundle.recipe, pending)
             require_equal(bundle, _as_a_reader(pending, bundle.recipe), what=str(folder / MODEL))
-            Path(scratch, CONFIG).write_text(json.dumps(_config(bundle), indent=2), "utf-8")
-            for name in (MODEL, CONFIG):
-                os.replace(Path(scratch, name), folder / name)
+            with open(Path(scratch, CONFIG), "w", encoding="utf-8") as file:
+                json.dump(_config(bundle), file, indent=2)
+                _settle(file)
+            _put_in_place(Path(scratch), folder)
     except OSError as error:
         raise unwritable(folder, error) from error
-    return folder
+
+
+def _put_in_place(scratch, folder):
+    """Exchange an older pair of files for a new one; where that fails the older one comes back.
+
+    The model goes first and comes last. So all that a kill can leave is a folder without a model,
+    which its readers turn down and the next export fills: never a model alone, which would be taken
+    for another's, or beside the config of another one.
+    """
+    kept = {name: scratch / f"older-{name}" for name in (MODEL, CONFIG) if (folder / name).exists()}
+    try:
+        for name, place in kept.items():
+            os.replace(folder / name, place)
+        for name in (CONFIG, MODEL):
+            os.replace(scratch / name, folder / name)
+    except BaseException:
+        for name in (CONFIG, MODEL):
+            if name not in kept:
+                (folder / name).unlink(missing_ok=True)
+            elif kept[name].exists():
+                os.replace(kept[name], folder / name)
+        raise
+
+
+def _settle(file):
+    """Bring what was written to the disk, so that no name comes there before its content."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _refuse_others(folder):
@@ -92,10 +142,12 @@ def _trace(model, recipe, path):
 def _without_sources(traced, path):
     """Copy a TorchScript file without the lines and folders of this machine's source, which torch
     notes for tracebacks."""
-    with zipfile.ZipFile(traced) as old, zipfile.ZipFile(path, "w") as new:
-        for name in old.namelist():
-            if not name.endswith(".debug_pkl"):
-                new.writestr(zipfile.ZipInfo(name), old.read(name))  # stored, as torch has it
+    with zipfile.ZipFile(traced) as old, open(path, "xb") as file:
+        with zipfile.ZipFile(file, "w") as new:
+            for name in old.namelist():
+                if not name.endswith(".debug_pkl"):
+                    new.writestr(zipfile.ZipInfo(name), old.read(name))  # stored, as torch has it
+        _settle(file)
 
 
 def _normalised(patches, recipe):

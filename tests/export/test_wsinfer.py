@@ -1,6 +1,12 @@
 """A folder for WSInfer keeps to its published rules, and gives others the model's answers."""
 
+import copy
+import dataclasses
+import errno
 import json
+import multiprocessing
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -11,6 +17,7 @@ from PIL import Image
 
 import hcd
 from hcd.cli import main
+from hcd.disk.locks import take_lock
 from hcd.export import graph, wsinfer
 
 
@@ -102,6 +109,98 @@ def test_what_answers_otherwise_or_finds_no_space_is_not_written(
     (tmp_path / "c/config.json").symlink_to(tmp_path / "elsewhere")
     with refused(OSError, "c/config.json"):
         hcd.export_wsinfer(bundle, tmp_path / "c")
+
+
+@pytest.fixture(scope="module")
+def another(bundle):
+    """A bundle with a recipe and weights of its own."""
+    model = copy.deepcopy(bundle.model)
+    with torch.no_grad():
+        model[1][-1].bias += 1000
+    recipe = dataclasses.replace(bundle.recipe, std=(0.5, 0.5, 0.5))
+    return dataclasses.replace(bundle, model=model, recipe=recipe)
+
+
+def killed_at_its_rename(number, bundle, place):
+    """Export in another process, which kills itself as it is about to rename for the time `number`
+    from 0; return whether it came to that."""
+
+    def replace(*args, count=iter(range(99)), right=os.replace):
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        right(*args)
+
+    def export():
+        os.replace = replace
+        hcd.export_wsinfer(bundle, place)
+
+    process = multiprocessing.get_context("fork").Process(target=export)
+    process.start()
+    process.join(300)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return bool(process.exitcode)
+
+
+@pytest.mark.parametrize("older", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_kill_between_any_two_renames_leaves_what_the_next_call_finishes(
+    bundle, another, tmp_path, older
+):
+    """Nor is there ever a model beside the config of another one, whose answers would be wrong."""
+    for number in range(9):
+        place = tmp_path / str(number)
+        place.mkdir()
+        if older:
+            assert held(hcd.export_wsinfer(another, place)) == (True, True)
+        killed = killed_at_its_rename(number, bundle, place)
+        if (place / "torchscript_model.pt").exists() and (place / "config.json").exists():
+            assert held(place) in [(True, True), (False, False)]
+        assert held(hcd.export_wsinfer(bundle, place)) == (False, False)
+        assert sorted(os.listdir(place)) == ["config.json", "torchscript_model.pt"]
+        if not killed:
+            break
+    assert not killed and number >= 2
+
+
+def held(folder):
+    """Return which of `bundle` and `another` config and model of a folder are of."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.load(folder / "torchscript_model.pt")
+    with torch.inference_mode():
+        logit = model(torch.zeros(1, 3, 96, 96))[0, 1].item()
+    return config["transform"][2]["arguments"]["std"][0] == 0.5, logit > 500
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_rename_that_fails_changes_nothing(bundle, another, tmp_path, refused, older):
+    place, right = tmp_path / "folder", os.replace
+    if older:
+        hcd.export_wsinfer(another, place)
+    for number in range(4 if older else 2):
+
+        def replace(*args, count=iter(range(99)), number=number):
+            if next(count) == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            right(*args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            with refused(OSError, f"{place} cannot be written (No space left", "free space"):
+                hcd.export_wsinfer(bundle, place)
+        if older:
+            assert held(place) == (True, True)
+        assert len(os.listdir(place)) == (2 if older else 0)
+    assert held(hcd.export_wsinfer(bundle, place)) == (False, False)
+
+
+def test_two_exports_into_one_folder_do_not_mix(bundle, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(wsinfer, "PATIENCE", 0.1)
+    lock = take_lock(tmp_path, "")
+    with refused(OSError, str(tmp_path), "another export", "name another folder"):
+        hcd.export_wsinfer(bundle, tmp_path)
+    lock.release()
+    hcd.export_wsinfer(bundle, tmp_path)
 
 
 def test_it_names_no_folder_of_this_machine(exported):
