@@ -16,6 +16,7 @@ from .ranks import in_rounds, launched
 
 COLUMNS = ("path", "label", "probability", "error")
 HEAD = ",".join(COLUMNS[:3]).encode()
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs what begins with one
 
 
@@ -28,7 +29,7 @@ def predict(options) -> int:
     if options.csv:
         _refuse_no_table(Path(options.csv))
     ranks = launched()
-    names = listed(options.images, whole=ranks.world > 1)
+    names = listed(options.images, whole=ranks.world > 1, table=options.csv)
     opened = open_model(options.model, options.threads)
     heatmaps = None
     if options.heatmap:
@@ -76,12 +77,14 @@ def model_folder(path: Path) -> Path:
     return path / "model" if of_a_run else path
 
 
-def listed(names: list[str], whole: bool = False) -> Iterator[str]:
+def listed(names: list[str], whole: bool = False, table: str | None = None) -> Iterator[str]:
     """Return the images that the command line names: files, those of a folder or that match a
-    pattern, sorted, or with - those of the lines on standard input.
+    pattern, sorted, or with - those of the lines on standard input. Tables that this command has
+    written among the patches are none.
 
     Args:
         names: as given. whole: the list must be complete at once, which standard input is not.
+        table: that this call writes.
     Raises:
         InputError: a folder or a pattern without files; at once.
     """
@@ -100,6 +103,8 @@ def listed(names: list[str], whole: bool = False) -> Iterator[str]:
             parts.append(_inside(name))
         elif glob.has_magic(name) and not os.path.lexists(name):
             parts.append(_matching(name))
+        elif len(names) > 1 and table and os.path.realpath(name) == os.path.realpath(table):
+            continue  # a shell names it at the second call of `hcd predict MODEL DIR/* --csv ...`
         else:
             parts.append([name])
     return (f"./{name}" if name.startswith(FORMULA) else name for part in parts for name in part)
@@ -108,6 +113,7 @@ def listed(names: list[str], whole: bool = False) -> Iterator[str]:
 def _inside(folder):
     """Return the files of a folder, but for hidden ones."""
     found = [e.path for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir()]
+    found = [name for name in found if not _is_table(name)]
     if not found:
         raise InputError(f"{folder} holds no files to predict; name a folder of patches")
     return sorted(found)
@@ -115,9 +121,21 @@ def _inside(folder):
 
 def _matching(pattern):
     found = [name for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name)]
+    found = [name for name in found if not _is_table(name)]
     if not found:
-        raise InputError(f"{pattern} matches no file; check the folder and the pattern")
+        raise InputError(f"{pattern} matches no file to predict; check the folder and the pattern")
     return sorted(found)
+
+
+def _is_table(name):
+    """Say whether a file is a table that this command has written; of images the name is enough."""
+    if name.lower().endswith(SUFFIXES) or not os.path.isfile(name):
+        return False
+    try:
+        with open(name, "rb") as file:
+            return file.read(len(HEAD)) == HEAD
+    except OSError:  # it is told in its place
+        return False
 
 
 def _refuse_no_table(path):

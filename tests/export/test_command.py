@@ -51,7 +51,7 @@ def test_a_pattern_that_the_shell_left_to_us(model, patches, capfd):
     os.rename(f"patches/{patches[0]}", "patches/a[1].tif")  # a name that looks like a pattern
     assert answered(capfd, model, "patches/a[1].tif")[0] == [["patches/a[1].tif", of_folder[0][1]]]
     assert answered(capfd, model, "patches/*.png", code=2)[1] == (
-        "hcd: patches/*.png matches no file; check the folder and the pattern\n"
+        "hcd: patches/*.png matches no file to predict; check the folder and the pattern\n"
     )
 
 
@@ -70,6 +70,39 @@ def test_names_that_a_spreadsheet_or_a_terminal_would_obey(model, patches, capfd
     assert [row[0] for row in table[1:]] == [*shown, "./=missing.tif"]
     assert not any(cell[:1] in ("=", "+", "-", "@") for row in table for cell in row if cell)
     assert all(Path(row[0]).is_file() for row in table[1:4])  # the names are still those of files
+
+
+@pytest.mark.parametrize("images", ["patches", "patches/*", "by the shell"])
+def test_a_table_among_the_patches_is_no_image(model, patches, capfd, images):
+    """Written by this call, by an earlier one, or by one under another name."""
+    for table in ("patches/one.csv", "patches/one.csv", "patches/two.txt"):
+        given = [images]
+        if images == "by the shell":  # patches/*.tif patches/one.csv, say
+            there = sorted(map(str, Path("patches").iterdir()))
+            given = [name for name in there if name == table or name.endswith(".tif")]
+        rows, err = answered(capfd, model, *given, "--csv", table)
+        assert [name for name, _ in rows] == [f"patches/{name}" for name in patches] and not err
+        with open(table, newline="") as file:
+            assert [row[0] for row in csv.reader(file)][1:] == [f"patches/{n}" for n in patches]
+
+
+def test_a_table_that_is_named_as_an_image_is_told_and_so_is_another_programs(
+    model, patches, capfd
+):
+    answered(capfd, model, "patches", "--csv", "patches/one.csv")
+    for flags in ([], ["--csv", "patches/one.csv"]):
+        rows, err = answered(capfd, model, "patches/one.csv", *flags, code=2)
+        assert not rows and "patches/one.csv" in err and "cannot be decoded" in err
+    Path("patches/notes.csv").write_text("id,label\n")
+    os.mkfifo("patches/pipe.csv")
+    rows, err = answered(capfd, model, "patches", code=1)
+    assert len(rows) == 5 and err.count("\n") == 2 and "one.csv" not in err
+    assert "notes.csv" in err and "pipe.csv" in err
+    os.mkdir("tables")
+    os.rename("patches/one.csv", "tables/one.csv")
+    for images in ("tables", "tables/*"):
+        rows, err = answered(capfd, model, images, code=2)
+        assert not rows and "to predict" in err and err.count("\n") == 1
 
 
 def test_thousands_of_which_three_are_bad(model, sample, tmp_path, capfd, monkeypatch):
