@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,7 +17,8 @@ class Guard:
 
     def __init__(self, app, hosts: Sequence[str], headers: dict) -> None:
         self.app, self.headers = app, headers
-        self.hosts = {host.lower() for host in hosts}
+        self.hosts = set(map(_plain, hosts))
+        self.elsewhere = self.hosts - set(LOCAL)
 
     async def __call__(self, scope, receive, send):
         """Pass a request on, or answer it with 403."""
@@ -45,7 +47,7 @@ class Guard:
         if origin is None or _place_of(origin) == host.lower():
             return ""
         # behind a proxy the page has the proxy's name, which --allow gives
-        if _name_of(origin) in self.hosts - set(LOCAL):
+        if _name_of(origin) in self.elsewhere:
             return ""
         return f"the page of {origin!r} may not ask this server; open the server's own page"
 
@@ -53,9 +55,18 @@ class Guard:
 def _name_of(place):
     """Return the host's name in an address, "" where there is none."""
     try:
-        return urlsplit(place).hostname or ""
+        return _plain(urlsplit(place).hostname or "")
     except ValueError:
         return ""
+
+
+def _plain(name):
+    """Return a host's name in the one form in which it is compared: an IPv6 address has many, and
+    a zone, such as %eth0, that no other machine knows."""
+    try:
+        return ip_address(name.partition("%")[0]).compressed
+    except ValueError:  # a name
+        return name.lower()
 
 
 def _place_of(origin):

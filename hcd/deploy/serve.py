@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import Executor, Future
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from ..errors import InputError
@@ -25,10 +26,11 @@ def serve(options) -> int:
     uvicorn = _import_server()
     bundle = load_bundle(model_folder(Path(options.model)))
     worker = MainThread()
-    hosts = [*LOCAL, options.host, *map(_host_name, options.allow)]
+    host = _without_brackets(options.host)
+    hosts = [*LOCAL, host, *map(_host_name, options.allow)]
     app = make_app(bundle, worker, hosts, options.device, options.fast)
-    listening = _listen(options.host, options.port)
-    port = listening.getsockname()[1]
+    listening = _listen(host, options.port)
+    place = _in_a_url(host, listening.getsockname()[1])
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
     )
@@ -41,7 +43,7 @@ def serve(options) -> int:
     before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
         thread.start()
-        print(f"{options.model} answers at http://{options.host}:{port} until Ctrl-C", flush=True)
+        print(f"{options.model} answers at http://{place} until Ctrl-C", flush=True)
         while thread.is_alive():
             worker.work()
     finally:
@@ -82,10 +84,30 @@ class MainThread(Executor):
 
 
 def _host_name(name):
-    """Require a name as browsers send it, without port or path."""
-    if not name or set(name) & set(":/ "):
+    """Require a name as browsers send it, or an address, without port or path."""
+    name = _without_brackets(name)
+    if not name or set(name) & (set("/ ") if _is_ipv6(name) else set(":/ []")):
         raise InputError(f"--allow {name!r} is no host's name; give it alone, such as lab.example")
     return name
+
+
+def _without_brackets(name):
+    """Return an IPv6 address without the brackets that it has in a URL."""
+    inner = name[1:-1]
+    return inner if name == f"[{inner}]" and _is_ipv6(inner) else name
+
+
+def _is_ipv6(name):
+    try:
+        IPv6Address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _in_a_url(host, port):
+    """Return host and port as a URL has them."""
+    return f"[{host.replace('%', '%25')}]:{port}" if _is_ipv6(host) else f"{host}:{port}"
 
 
 def _import_server():
@@ -107,9 +129,13 @@ def _listen(host, port):
     if not 0 <= port <= 65535:
         raise InputError(f"--port {port} is no port; give 1 to 65535, or 0 for a free one")
     try:
-        return socket.create_server((host, port))
-    except OSError as error:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # of a name that has both, such as localhost, IPv4, whose number is the smaller
+        family, *_, address = min(places, key=lambda place: place[0])
+        return socket.create_server(address, family=family)
+    except (OSError, UnicodeError) as error:  # no address or no port, or a name that cannot be one
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"nothing can be served at {host}:{port} ({error.strerror}); give another --port or"
+            f"nothing can be served at {_in_a_url(host, port)} ({reason}); give another --port or"
             " --host"
         ) from error

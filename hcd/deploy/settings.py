@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-LOCAL = ("127.0.0.1", "localhost")
+LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)

@@ -159,3 +159,28 @@ def test_a_server_that_is_gone_is_told(page, patches):
     done(page, 1)
     assert "the server does not answer" in page.locator("td .error").inner_text()
     assert len(page.faults) == 1 and "ERR_FAILED" in page.faults.pop()  # the browser's own note
+
+
+def test_a_file_that_is_gone_is_told_in_its_place(page, patches):
+    """A request holds 32 files; the second one's are read once the first has been answered."""
+    asked = []
+
+    def then_gone(route):
+        asked.append(route)
+        if len(asked) == 1:
+            os.remove(gone)
+        route.continue_()
+
+    gone = shutil.copy(patches[0], Path(patches[0]).with_name("<b>gone.tif"))
+    page.route("**/predict**", then_gone)
+    good = patches[:12] * 3  # the last of them with the one that is gone
+    page.set_input_files("#choose", [*good[:33], str(gone), *good[33:]])
+    done(page, 37)
+    assert page.locator("#state").inner_text() == "37 answered, 1 of them could not be read"
+    error = page.locator("td .error").inner_text()
+    assert error.startswith("<b>gone.tif cannot be read (")
+    assert error.endswith("); choose it again")
+    rows = page.locator("tbody tr")
+    assert error in rows.nth(33).inner_text() and rows.nth(34).locator("img").count() == 1
+    assert len(asked) == 2
+    shot(page, "gone.png")

@@ -40,7 +40,7 @@ def bundle(folder):
 
 @pytest.fixture
 def client(bundle):
-    app = make_app(bundle, WORKER, ["127.0.0.1"], limits=LIMITS)
+    app = make_app(bundle, WORKER, ["127.0.0.1", "::1"], limits=LIMITS)
     with testclient.TestClient(app, base_url="http://127.0.0.1:8000") as client:
         yield client
 
@@ -224,6 +224,10 @@ def test_no_form_or_none_that_can_be_read(client, kind, content, status, text):
         ({"origin": "null"}, "may not ask"),
         ({"origin": "http://["}, "may not ask"),
         ({"host": "[::1"}, "not known as ''"),
+        ({"host": "[::2]:8000"}, "not known as '::2'; start it with --allow ::2"),
+        ({"host": "::1:8000"}, "not known as ''"),
+        ({"host": "[::1]:8000", "origin": "http://[::1]:9"}, "may not ask"),
+        ({"host": "[::1]:8000", "origin": "http://127.0.0.1:8000"}, "may not ask"),
     ],
 )
 def test_another_page_may_not_ask(client, headers, text):
@@ -231,6 +235,23 @@ def test_another_page_may_not_ask(client, headers, text):
     assert answer.status_code == 403 and text in answer.json()["error"]
     own = {"origin": "http://127.0.0.1:8000"}
     assert client.get("/health", headers=own).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "known, host",
+    [
+        ("::1", "[::1]:8000"),
+        ("0:0:0:0:0:0:0:1", "[::1]"),
+        ("FD00::5", "[fd00:0::5]:80"),
+        ("fe80::1%eth0", "[fe80::1]:8000"),  # a client sends no zone, which is its own
+    ],
+)
+def test_addresses_of_ipv6(bundle, known, host):
+    app = make_app(bundle, WORKER, ["127.0.0.1", known])
+    with testclient.TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        for origin in ({}, {"origin": f"http://{host}"}):
+            assert client.get("/health", headers={"host": host, **origin}).status_code == 200
+        assert client.get("/health", headers={"host": "[fd00::6]"}).status_code == 403
 
 
 def test_names_that_were_allowed(bundle):
@@ -262,7 +283,12 @@ def test_the_command_refuses_what_cannot_be_served(folder, tmp_path, capfd, monk
     assert "give another --port or --host" in refused(capfd, folder, "--host", "999.9.9.9")
     assert "device='gpu'" in refused(capfd, folder, "--device", "gpu")
     assert '--host "" names nothing' in refused(capfd, folder, "--host", "")
-    assert "'lab:80' is no host's name" in refused(capfd, folder, "--allow", "lab:80")
+    for host in ("[::1", "::1]", "::1::2", "a..b", "127.0.0.1:80"):
+        assert f"served at {host}:8000 (" in refused(capfd, folder, "--host", host)
+    nowhere = refused(capfd, folder, "--host", "fe80::1%nowhere")
+    assert "served at [fe80::1%25nowhere]:8000 (" in nowhere
+    for name in ("lab:80", "[lab]", "[::1]:80", "[fd00::5", "fd00::5/64"):
+        assert f"{name!r} is no host's name" in refused(capfd, folder, "--allow", name)
     (tmp_path / "model.onnx").write_text("")
     assert "give the model's folder" in refused(capfd, tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -297,3 +323,31 @@ def test_the_command_serves_until_it_is_stopped(folder, sample, end):
         server.kill()
     assert server.returncode == 0 and out == "stopped\n"
     assert secret not in out + err and "Traceback" not in err and "fault of hcd" not in err
+
+
+def has_ipv6():
+    """Say whether this machine has IPv6's own address of itself."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not has_ipv6(), reason="needs a machine with IPv6")
+@pytest.mark.parametrize(
+    "host, shown", [("::1", "[::1]"), ("[0:0::1]", "[0:0::1]"), ("::", "[::]")]
+)
+def test_the_command_serves_on_ipv6(folder, host, shown):
+    command = [sys.executable, "-m", "hcd.cli", "serve", str(folder), "--port", "0", "--host", host]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        place = server.stdout.readline().split(" answers at ")[1].split()[0]
+        assert place.startswith(f"http://{shown}:")
+        for url in (place, place.replace(shown, "[::1]")):
+            assert urllib.request.urlopen(f"{url}/health", timeout=60).status == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.communicate(timeout=120) == ("stopped\n", "")
+    finally:
+        server.kill()

@@ -37,7 +37,7 @@ async function begin() {
   most = { files: card.most_files, bytes: card.most_bytes };
   place("use").textContent = card.intended_use;
   place("limits").textContent = card.limits;
-  const here = ["localhost", "127.0.0.1"].includes(location.hostname);
+  const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
   const kept = here ? "They stay on this machine." : "The server holds them in memory alone, while it answers.";
   const side = card.recipe.original_size;
   place("size").textContent =
