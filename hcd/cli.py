@@ -16,7 +16,7 @@ from pathlib import Path
 from . import __version__
 from .errors import InputError
 from .recipe import Recipe
-from .terminal import tell
+from .terminal import tell, tell_launcher
 
 REPORT = "please report it with the lines above and the command that you gave"
 
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return options.command(options)
     except (InputError, OSError) as error:
         tell(error)
+        tell_launcher(error)
         return 2
     except KeyboardInterrupt:
         print("hcd: stopped; what was finished stays where it is", file=sys.stderr)
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         print(f"hcd: this is a fault of hcd {__version__}; {REPORT}", file=sys.stderr)
+        tell_launcher(f"a fault of hcd {__version__}, whose lines are above")
         return 1
 
 

@@ -1,6 +1,10 @@
 """What a person at a terminal is shown."""
 
+import json
+import os
 import sys
+import time
+from contextlib import suppress
 
 
 def printable(text: str) -> str:
@@ -18,5 +22,23 @@ def _escaped(sign):
 
 def tell(error: object) -> None:
     """Print what went wrong on one line, whatever a library wrote."""
-    line = printable(" ".join(str(error).split()))
-    print(f"hcd: {line}", file=sys.stderr, flush=True)
+    print(f"hcd: {_line(error)}", file=sys.stderr, flush=True)
+
+
+def tell_launcher(error: object) -> None:
+    """Hand on why this process will fail to torchrun, where that has started it.
+
+    Of every process that fails torchrun prints a report of its own, which nothing here can leave
+    out; what is handed on ends it, in the place of advice on how to get a traceback.
+    """
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if place:
+        line = f"hcd: {_line(error)}"
+        more = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        # on a full disk torchrun gives its advice; that does not change how this process ends
+        with suppress(OSError), open(place, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": line, "extraInfo": more}}, file)
+
+
+def _line(error):
+    return printable(" ".join(str(error).split()))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..disk.whole import empty_folder, whole_write
 from ..errors import InputError
-from ..terminal import printable, tell
+from ..terminal import printable, tell, tell_launcher
 from .prediction import Prediction, answering, answers_by_itself, predict_images
 from .ranks import in_rounds, launched
 
@@ -204,4 +204,5 @@ def _print(answers, table):
                 csv.writer(file).writerows(rows)
     if not bad:
         return 0
+    tell_launcher(f"{bad} of {bad + answered} images could not be answered; each is told above")
     return 1 if answered else 2

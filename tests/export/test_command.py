@@ -201,6 +201,37 @@ def test_ranks_with_other_files_are_told(refused):
         ranks._require_equal(Group(), Ranks(0, 2, "cpu"), ["a", "b"])
 
 
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """Function that returns what torchrun shows of a process that has failed."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    place = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(place))
+
+    def read():
+        failure = ProcessFailure(0, 123, 1, str(place))
+        assert failure.timestamp > 0 or not place.exists()
+        return str(ChildFailedError("hcd.cli", {0: failure})).splitlines()[-2]
+
+    return read
+
+
+def test_torchrun_is_told_why(model, patches, capfd, told, monkeypatch):
+    answered(capfd, model, "patches")
+    assert "To enable traceback see" in told()
+    Path("patches/a\nb.tif").write_text("no image")
+    answered(capfd, model, "patches", code=1)
+    assert told() == ("  traceback : hcd: 1 of 6 images could not be answered; each is told above")
+    err = answered(capfd, "nowhere", "patches", code=2)[1]
+    assert told() == f"  traceback : {err.rstrip()}" and "nowhere/card.json is missing" in err
+    monkeypatch.setattr("hcd.export.command.open_model", None)
+    answered(capfd, model, "patches", code=1)
+    assert "traceback : hcd: a fault of hcd" in told()
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/dev/full")
+    answered(capfd, "nowhere", "patches", code=1)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 3])
 def test_torchrun_shares_the_list_and_writes_one_table(model, sample, tmp_path, processes):
@@ -220,6 +251,10 @@ def test_torchrun_shares_the_list_and_writes_one_table(model, sample, tmp_path, 
         timeout=300,
     )
     assert found.returncode == 1  # for the bad one
+    lines = found.stderr.splitlines()  # ours, and the report of torchrun, which ends with ours
+    assert "5.tif (8 bytes) cannot be decoded" in lines[0] and lines[-1] == 60 * "="
+    reason = f"hcd: 1 of {len(names)} images could not be answered; each is told above"
+    assert lines[-2] == f"  traceback : {reason}"
     printed = [line.split("\t") for line in found.stdout.splitlines()]
     with open(tmp_path / "answers.csv", newline="") as file:
         rows = list(csv.reader(file))[1:]
