@@ -64,7 +64,9 @@ def list_results(card: dict) -> list[dict]:
             type_ = _measure(f"{metric} {part}", kind)
             if type_ and is_number(number):
                 interval = {} if part else interval_of(card, metric)
-                split = KINDS.get(kind) or on_one_line(kind or "") or "split not recorded"
+                side = _side(metric, kind)
+                unknown = "test set" if side == "test" else "split not recorded"
+                split = KINDS.get(kind) or on_one_line(kind or "") or unknown
                 found.append(
                     {
                         "metric": metric,
@@ -74,7 +76,7 @@ def list_results(card: dict) -> list[dict]:
                         "split": split,
                         "over": on_one_line(interval.get("over", "")),
                         "interval": [interval["low"], interval["high"]] if interval else None,
-                        "dataset": _dataset(card, metric, kind, split),
+                        "dataset": _dataset(card, side, split),
                     }
                 )
     return found
@@ -99,18 +101,24 @@ def _measure(name, kind):
     return known[-1] if known else ("_".join(words) or "number") if kind else ""
 
 
-def _dataset(card, metric, kind, split):
-    words = re.findall(r"[^\W_]+", metric.lower())
-    side = "test" if "test" in words else "validation" if kind in KINDS else None
+def _side(metric, kind):
+    """Return which patches a metric is of, by its name: "test", "validation" or ""."""
+    words = set(re.findall(r"[^\W_]+", metric.lower()))
+    if "test" in words:
+        return "test"
+    return "validation" if kind in KINDS or words & {"valid", "validation"} else ""
+
+
+def _dataset(card, side, split):
+    """Return a hub's entry of the patches that something was measured on.
+
+    What hubs call config and revision is of a data set that they hold: a configuration's name and a
+    git commit. Neither the kind of a split nor a fingerprint is one, so the kind stands in the name
+    for people, and the fingerprint below, in the text.
+    """
     name = on_one_line(card["dataset"] or "")
-    found = {
-        "name": name or "data set without a name",
-        "type": name or "unnamed",
-        "config": split,
-        "split": side,
-        "revision": card["data_fingerprint"] and on_one_line(card["data_fingerprint"]),
-    }
-    return {name: value for name, value in found.items() if value}
+    found = {"name": f"{name or 'data set without a name'} ({split})", "type": name or "unnamed"}
+    return {**found, "split": side} if side else found
 
 
 def _entries(results):

@@ -57,11 +57,9 @@ def test_the_front_matter_says_what_a_hub_asks():
     validation, test = index["results"]
     assert validation["task"]["type"] == "image-classification"
     assert validation["dataset"] == {
-        "name": "owner/name",
+        "name": "owner/name (random split)",
         "type": "owner/name",
-        "config": "random split",
         "split": "validation",
-        "revision": "ab12",
     }
     assert validation["metrics"] == [
         {"type": "loss", "value": 0.31234, "name": "stage 1 validation loss"},
@@ -73,8 +71,30 @@ def test_the_front_matter_says_what_a_hub_asks():
             "args": {"interval_95": [0.91, 0.9724], "over": "islands of tissue"},
         },
     ]
-    assert (test["dataset"]["config"], test["dataset"]["split"]) == ("other slides", "test")
+    other = {"name": "owner/name (other slides)", "type": "owner/name", "split": "test"}
+    assert test["dataset"] == other
     assert test["metrics"] == [{"type": "roc_auc", "value": 0.9, "name": "test AUC"}]
+
+
+@pytest.mark.parametrize(
+    "metric, splits, split, side",
+    [
+        ("test_auc", {}, "test set", "test"),  # as a run records it
+        ("test_auc", {"test_auc": "slides"}, "split by slides", "test"),
+        ("valid_auc", {"valid_auc": "islands"}, "split by islands of tissue", "validation"),
+        ("validation AUC", {}, "split not recorded", "validation"),
+        ("latest_auc", {}, "split not recorded", None),
+    ],
+)
+def test_which_patches_a_number_is_of(metric, splits, split, side):
+    """A hub's config and revision are of a data set that it holds; no kind of split and no
+    fingerprint of files is one."""
+    front, body = parts(notes({metric: 0.5}, splits, dataset="owner/name"))
+    (found,) = front["model-index"][0]["results"]
+    wanted = {"name": f"owner/name ({split})", "type": "owner/name", "split": side}
+    assert found["dataset"] == {name: value for name, value in wanted.items() if value}
+    assert [line for line in body if line.endswith(f"AUC 0.5000 ({split})")]
+    assert "- data: owner/name, fingerprint ab12" in body
 
 
 def test_people_read_numbers_with_their_split():
@@ -173,7 +193,8 @@ def test_the_hubs_own_parser_reads_it_without_loss(hostile):
     found = {one.metric_name: one for one in card.data.eval_results}
     auc = found["validation AUC"]
     assert (auc.metric_type, auc.metric_value) == ("roc_auc", 0.95081)
-    assert (auc.dataset_config, auc.dataset_split) == ("random split", "validation")
+    assert auc.dataset_name.endswith(" (random split)") and auc.dataset_split == "validation"
+    assert {(one.dataset_config, one.dataset_revision) for one in found.values()} == {(None, None)}
     assert auc.metric_args == {"interval_95": [0.91, 0.9724], "over": "islands of tissue"}
     assert found["test AUC"].dataset_split == "test" and len(found) == 4
     hub.repocard_data.eval_results_to_model_index(card.data.model_name, card.data.eval_results)
