@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..errors import InputError
 from ..export.answer import TorchModel
 from ..export.bundle import Bundle
 from ..export.explain import explain_image
-from ..export.prediction import predict_images, to_patch
+from ..export.prediction import predict_images
 from .settings import HEADERS, LOCAL, Limits
 
 PAGE = Path(__file__).with_name("page")
@@ -47,6 +48,7 @@ def make_app(
     from starlette.staticfiles import StaticFiles
 
     from .guard import Guard
+    from .schema import PNG, Answers, replies
     from .uploads import named, read_uploads
 
     model = TorchModel(bundle, device, fast=fast)
@@ -70,26 +72,31 @@ def make_app(
     async def tell(request, error):
         return JSONResponse({"error": str(error)}, 422)
 
-    @app.get("/health")
+    @app.get("/health", responses=replies())
     async def health() -> dict:
         """Say that the server is there, and with which model."""
         of_model = {name: bundle.card[name] for name in ("weights_sha256", "created")}
         return {"status": "ok", "version": __version__, "arch": bundle.recipe.arch, **of_model}
 
-    @app.get("/model")
+    @app.get("/model", responses=replies())
     async def card() -> dict:
         """Return the model's card, and how much a request may hold."""
         most = {"most_files": limits.files, "most_bytes": limits.bytes}
         return {**bundle.card, **most, "examples": EXAMPLES}
 
-    @app.post("/predict", openapi_extra=_form("files", many=True))
+    of_files = replies(400, 413, 415, 422, ok={"model": Answers})
+
+    @app.post("/predict", openapi_extra=_form("files", many=True), responses=of_files)
     async def predict(request: Request, pictures: bool = False) -> dict:
         """Answer every file, in order: name, label, tumour probability or null, and the error of a
         file that is no patch. With `pictures` each patch comes back as a PNG in base64."""
         uploads = await read_uploads(request, limits)
         return {"answers": await compute(_answers, model, list(map(named, uploads)), pictures)}
 
-    @app.post("/explain", openapi_extra=_form("file"), response_class=Response)
+    title = {"headers": {"Heatmap-Title": {"schema": {"type": "string"}}}}
+    of_one = replies(400, 413, 415, 422, ok={**PNG, **title})
+
+    @app.post("/explain", openapi_extra=_form("file"), response_class=Response, responses=of_one)
     async def explain(request: Request):
         """Return a PNG of where the model looks in one patch; the header Heatmap-Title says what it
         is."""
@@ -97,7 +104,9 @@ def make_app(
         found = await compute(explain_image, bundle, named(uploads[0]))
         return Response(found.png(), media_type="image/png", headers={"Heatmap-Title": found.title})
 
-    @app.get("/examples/{number}", response_class=Response)
+    drawn = replies(404, 422, ok=PNG)
+
+    @app.get("/examples/{number}", response_class=Response, responses=drawn)
     async def example(number: int):
         """Return a patch that was drawn, not scanned."""
         if not 0 <= number < EXAMPLES:
@@ -121,15 +130,29 @@ def _form(name, many=False):
 
 def _answers(model, images, pictures):
     """Return what JSON can hold of the predictions of some images."""
+    if pictures:
+        model = _Keeping(model)
     answers = []
-    for image, found in zip(images, predict_images(model, images, on_error="report")):
+    for found in predict_images(model, images, on_error="report"):
         answer: dict = {"name": found.path, "label": found.label, "error": found.error}
         answer["probability"] = None if found.error else found.probability
         if pictures and not found.error:
-            patch = _png(to_patch(image, model.original_size))
-            answer["picture"] = base64.b64encode(patch).decode()
+            answer["picture"] = base64.b64encode(_png(model.patches.popleft())).decode()
         answers.append(answer)
     return answers
+
+
+class _Keeping:
+    """A model that keeps the patches which it answers, in order, so that what shows them need not
+    decode their files again."""
+
+    def __init__(self, model):
+        self.model, self.original_size = model, model.original_size
+        self.patches: deque = deque()
+
+    def probabilities(self, patches):
+        self.patches.extend(patches)
+        return self.model.probabilities(patches)
 
 
 def _png(patch):

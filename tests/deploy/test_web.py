@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import signal
 import socket
 import subprocess
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 
 import hcd
+from hcd import deploy
 from hcd.cli import main
 from hcd.deploy.settings import Limits
 from hcd.deploy.web import make_app
+from hcd.export import prediction
 
 testclient = pytest.importorskip("starlette.testclient", reason="needs pip install 'hcd[test]'")
 WORKER = ThreadPoolExecutor(1)
@@ -90,6 +93,33 @@ def test_pictures_are_the_patches(client, sample):
     assert np.array_equal(shown, hcd.read_image(path))
 
 
+def test_pictures_cost_no_second_decoding(bundle, sample, monkeypatch):
+    """Of three batches, with a bad file in each."""
+    decoded, right = [], prediction.decode_patch
+
+    def counted(content, name, recipe):
+        decoded.append(name)
+        return right(content, name, recipe)
+
+    monkeypatch.setattr(prediction, "decode_patch", counted)
+    paths = (sample.test_paths * 12)[:140]
+    files = [(f"{i}.tif", Path(path).read_bytes()) for i, path in enumerate(paths)]
+    for place in (0, 70, 139):
+        files[place] = (f"{place}.tif", b"no image")
+    app = make_app(bundle, WORKER, ["127.0.0.1"])
+    with testclient.TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        answers = client.post("/predict?pictures=true", files=form(*files)).json()["answers"]
+    assert sorted(decoded) == sorted(name for name, _ in files)
+    for number, (path, answer) in enumerate(zip(paths, answers, strict=True)):
+        assert answer["name"] == f"{number}.tif"
+        if number in (0, 70, 139):
+            assert "picture" not in answer and answer["error"]
+        else:
+            encoded = np.frombuffer(base64.b64decode(answer["picture"]), np.uint8)
+            shown = cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
+            assert np.array_equal(shown, hcd.read_image(path))
+
+
 def test_where_it_looks(client, bundle, sample):
     path = Path(sample.test_paths[0])
     found = client.post("/explain", files={"file": (path.name, path.read_bytes())})
@@ -114,6 +144,73 @@ def test_health_card_examples_and_openapi(client, bundle):
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/health", "/model", "/predict", "/explain", "/examples/{number}"}
     assert "multipart/form-data" in paths["/predict"]["post"]["requestBody"]["content"]
+
+
+def asked(client, path, sample):
+    """Return the answers to questions of every kind that can be put to a route."""
+    multipart = {"content-type": "multipart/form-data; boundary=x"}
+    if path == "/examples/{number}":
+        found = [client.get(f"/examples/{number}") for number in (0, 999, "abc")]
+    elif path in ("/predict", "/explain"):
+        good, flag = sample.test_paths[0], "?pictures=maybe" if path == "/predict" else ""
+        found = [
+            client.post(path, files=form(good)),
+            client.post(path + flag, files=form(("a.tif", b"no image"))),
+            client.post(path, files=form(*[good] * 9)),
+            client.post(path, content=b"--x--\r\n", headers=multipart),
+            client.post(path, content=b"{}"),
+        ]
+    else:
+        found = [client.get(path)]
+    ask = client.post if path in ("/predict", "/explain") else client.get
+    return [*found, ask(path, headers={"host": "evil.example"})]
+
+
+async def stopped_amid(path, method):
+    """Return the status that a client gets whose question is cancelled, as a server's end does."""
+    from hcd.deploy.guard import Guard
+
+    status = []
+
+    async def send(message):
+        status.append(message.get("status"))
+
+    async def never():
+        task.cancel()
+        await asyncio.sleep(60)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": [(b"host", b"127.0.0.1")]}
+    guard = Guard(lambda *_: never(), ["127.0.0.1"], {})
+    task = asyncio.ensure_future(guard(scope, None, send))
+    await task
+    return status[0]
+
+
+def test_every_status_is_named(client, bundle, sample):
+    """Those that a route is described with are those that it gives, each in the form that it is
+    described to have."""
+    from hcd.deploy.schema import REASONS, Answers, Refusal
+
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        ((method, operation),) = operations.items()
+        given = {asyncio.run(stopped_amid(path, method.upper()))}
+        for answer in asked(client, path, sample):
+            given.add(answer.status_code)
+            described = operation["responses"][str(answer.status_code)]
+            (kind,) = described["content"]
+            assert answer.headers["content-type"] == kind
+            shown = described["content"][kind]["schema"].get("$ref", "")
+            if answer.status_code != 200:
+                assert shown.endswith("/Refusal") and Refusal(**answer.json()).error
+            elif shown:
+                assert path == "/predict" and Answers(**answer.json()).answers
+        assert {str(status) for status in given} == set(operation["responses"]), path
+    sources = "".join(path.read_text("utf-8") for path in Path(deploy.__file__).parent.glob("*.py"))
+    literal = re.findall(
+        r"(?:HTTPException\(|JSONResponse\([^()]*(?:\(error\))?[^()]*?,)\s*(\d{3})", sources
+    )
+    assert len(literal) >= 9 and set(map(int, literal)) == set(REASONS)
 
 
 def test_the_page_comes_from_here_alone(client):
