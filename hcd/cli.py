@@ -16,20 +16,40 @@ from pathlib import Path
 from . import __version__
 from .errors import InputError
 from .recipe import Recipe
-from .terminal import tell, tell_launcher
+from .terminal import is_unread, stop_printing, tell, tell_launcher
 
 REPORT = "please report it with the lines above and the command that you gave"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed on the way, 2 wrong input."""
+    """Run the command line; returns the exit code: 0 done, 1 failed on the way, 2 wrong input, and
+    as of other programs 130 stopped by Ctrl-C and 141 that nobody reads what it prints any more."""
     if hasattr(sys.stdout, "reconfigure"):  # a file's name may hold what a terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
+    code = 0
+    try:
+        try:
+            code = _call(arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        stop_printing()
+        if isinstance(error, BrokenPipeError):
+            return 141
+        if code != 2:  # else it has been told
+            tell(f"what was to be printed cannot be written ({error.strerror}); free space")
+        return 2
+    return code
+
+
+def _call(arguments):
     options = _parser().parse_args(arguments)
     try:
         _refuse_empty(options)
         return options.command(options)
     except (InputError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and is_unread():
+            raise
         tell(error)
         tell_launcher(error)
         return 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import sys
 import time
 from contextlib import suppress
@@ -38,6 +39,24 @@ def tell_launcher(error: object) -> None:
         # on a full disk torchrun gives its advice; that does not change how this process ends
         with suppress(OSError), open(place, "w", encoding="utf-8") as file:
             json.dump({"message": {"message": line, "extraInfo": more}}, file)
+
+
+def is_unread() -> bool:
+    """Say whether what is printed goes into a pipe whose reader, such as `head`, has gone."""
+    try:
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)  # for nothing but errors
+        return bool(pipe.poll(0))
+    except (OSError, ValueError, AttributeError):  # a test's or a notebook's; Windows has no poll
+        return False
+
+
+def stop_printing() -> None:
+    """Have what is printed, and what waits for it, go nowhere; else Python complains at its end."""
+    with suppress(OSError, ValueError, AttributeError):  # a test's or a notebook's
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _line(error):

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from conftest import CHECKOUT
 from nbclient.exceptions import DeadKernelError
 from PIL import Image
 
-from hcd import Recipe, load_bundle, predict_image, read_image, save_bundle
+from hcd import Recipe, load_bundle, predict_image, read_image, save_bundle, terminal
 from hcd import run as run_module
 from hcd.cli import main
 from hcd.dataset import packer
@@ -820,6 +821,86 @@ def test_a_finished_run_is_finished_whoever_reads_its_lines(notebook, tmp_path, 
     monkeypatch.setattr(sys, "stdout", Broken())
     assert main(["run", "--output", "out"]) == 0
     assert json.loads((tmp_path / "out/run.json").read_text())["finished"]
+
+
+@contextmanager
+def unread(at_once=False):
+    """Make standard output a pipe whose reader has gone, as that of `| head -0` has; `at_once` as
+    with PYTHONUNBUFFERED."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open(writing, "wb", 0 if at_once else -1) as raw,
+        io.TextIOWrapper(raw, write_through=at_once) as out,
+    ):
+        patch.setattr(sys, "stdout", out)
+        yield
+        terminal.stop_printing()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("command", ["predict", "check", "notebook", "export"])
+def test_a_command_whose_lines_nobody_reads_ends_quietly(
+    model, sample, tmp_path, capfd, command, at_once
+):
+    arguments = {
+        "predict": [model, *sample.test_paths],
+        "check": [sample.root],
+        "notebook": [tmp_path / "mine.ipynb"],
+        "export": [model, "--wsinfer", tmp_path / "exported"],
+    }
+    with unread(at_once):
+        assert main([command, *map(str, arguments[command])]) == 141
+    err = capfd.readouterr().err
+    assert "hcd:" not in err and "pipe" not in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("flag", ["--csv", "--heatmap"])
+def test_files_that_were_asked_for_get_whole_whoever_reads_the_lines(
+    model, sample, tmp_path, capfd, flag, at_once
+):
+    """Half of a table would look like the whole one."""
+    (tmp_path / "bad.tif").write_text("no image")
+    names = [*map(str, sample.test_paths[:3]), str(tmp_path / "bad.tif"), *sample.test_paths[3:5]]
+    place = tmp_path / "made"
+    with unread(at_once):
+        assert main(["predict", str(model), *names, "--batch-size", "2", flag, str(place)]) == 1
+    assert capfd.readouterr().err.count("\n") == 1  # of the bad one
+    if flag == "--csv":
+        rows = [line.split(",") for line in place.read_text().splitlines()[1:]]
+        assert [row[0] for row in rows] == names and sum(bool(row[1]) for row in rows) == 5
+    else:
+        assert len(list(place.iterdir())) == 5
+
+
+def test_help_that_nobody_reads():
+    with unread():
+        assert main(["--help"]) == 141  # and not 120, with a complaint, at the end of Python
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_run_goes_on_whoever_reads_its_lines(notebook, tmp_path, at_once):
+    with unread(at_once):
+        assert main(["run", "--output", "out"]) == 0
+    assert json.loads((tmp_path / "out/run.json").read_text())["finished"]
+
+
+def test_another_broken_pipe_and_a_full_disk_are_told(monkeypatch, tmp_path, capfd):
+    def broken(*args):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with monkeypatch.context() as patch:  # of a process that has died, say
+        patch.setattr("hcd.runs.template.copy_notebook", broken)
+        assert main(["notebook", "a.ipynb"]) == 2
+    assert "Broken pipe" in capfd.readouterr().err
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["notebook", str(tmp_path / "b.ipynb")]) == 2
+    err = capfd.readouterr().err
+    assert "cannot be written (No space left on device); free space" in err
+    assert err.count("\n") == 1 and (tmp_path / "b.ipynb").is_file()
 
 
 def test_a_patch_is_not_written_over_by_a_table(model, sample, tmp_path, capfd):

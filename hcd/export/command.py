@@ -10,7 +10,7 @@ from typing import Any
 
 from ..disk.whole import empty_folder, whole_write
 from ..errors import InputError
-from ..terminal import printable, tell, tell_launcher
+from ..terminal import is_unread, printable, stop_printing, tell, tell_launcher
 from .prediction import Prediction, answering, answers_by_itself, predict_images
 from .ranks import in_rounds, launched
 
@@ -48,7 +48,8 @@ def predict(options) -> int:
     answers = answer(names)
     if ranks.world > 1:
         answers = in_rounds(ranks, answer, list(names), options.batch_size)
-    return _print(answers, options.csv if ranks.rank == 0 else None)
+    show = _show_if_read if options.csv or options.heatmap else _show
+    return _print(answers, options.csv if ranks.rank == 0 else None, show)
 
 
 def open_model(name: str, threads: int | None = None) -> Any:
@@ -184,7 +185,21 @@ class Heatmaps:
         return found
 
 
-def _print(answers, table):
+def _show(line):
+    print(line, flush=True)
+
+
+def _show_if_read(line):
+    """Print a line, or no more where nobody reads them: the files that were asked for get whole."""
+    try:
+        _show(line)
+    except BrokenPipeError:
+        if not is_unread():
+            raise
+        stop_printing()
+
+
+def _print(answers, table, show):
     """Print answers as they come, write the table, and return the exit code."""
     rows, answered, bad = [COLUMNS], 0, 0
     try:
@@ -194,7 +209,7 @@ def _print(answers, table):
                 tell(found.error)
                 bad += 1
             else:
-                print(f"{name}\t{found.label}\t{found.probability:.6f}", flush=True)
+                show(f"{name}\t{found.label}\t{found.probability:.6f}")
                 answered += 1
             probability = "" if found.error else str(found.probability)
             rows.append((name, found.label, probability, printable(found.error)))

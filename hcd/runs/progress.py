@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..disk.shown import loss_text
+from ..terminal import stop_printing
 from .events import Follower
 
 STAGES = {"stage1": "stage 1", "stage2": "stage 2"}
@@ -42,9 +43,12 @@ def shown_progress(folder) -> Iterator[None]:
 
 def say(text: str, end: str = "\n") -> None:
     """Print; nobody may be reading any more, such as `head`, and hours of training go on."""
-    # a closed pipe, a full disk, a name that cannot be encoded
+    # a full disk, a name that cannot be encoded
     with suppress(OSError, ValueError):
-        print(text, end=end, flush=True)
+        try:
+            print(text, end=end, flush=True)
+        except BrokenPipeError:
+            stop_printing()
 
 
 def describe(event: dict) -> str:
