@@ -15,6 +15,7 @@ from .engine.compat import DataBunch
 from .engine.databunch import ImageDataBunch
 from .engine.device import find_device, require_room_for_workers
 from .engine.draws import replace_loaders
+from .engine.ranks import current
 from .engine.resident import make_resident
 from .errors import InputError
 from .reader import read_cropped_image
@@ -119,7 +120,8 @@ def make_databunch(
     valid_idx = _row_positions(valid_idx, len(dataset.labels))
     _require_sides(np.asarray(dataset.labels["label"]), valid_idx, recipe.batch_size)
     # fastai would count the CPUs without a container's quota
-    count = min(16, usable_cpus()) if num_workers is None else num_workers
+    cpus = max(1, usable_cpus() // current().neighbours)
+    count = min(16, cpus) if num_workers is None else num_workers
     require_room_for_workers(count, recipe.batch_size, recipe.crop_size, 2 if recipe.fast else 1)
     options: dict[str, Any] = dict(path=dataset.root, source=dataset, recipe=recipe)
     train, test = (

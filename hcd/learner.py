@@ -16,6 +16,7 @@ from .engine.device import find_device
 from .engine.fast import FastModel, LossScaler, low_precision
 from .engine.graphs import DecayAtOnce, RecordedSteps
 from .engine.saving import Learner
+from .engine.sharded import across_ranks
 from .errors import InputError
 from .recipe import Recipe
 
@@ -62,6 +63,7 @@ def get_learner(data: DataBunch, recipe: Recipe, path: StrPath = ".") -> Learner
         learner.callbacks.append(LossScaler(learner))
     elif recipe.fast:
         learner.callbacks.append(DecayAtOnce(learner))
+    learner.callbacks += across_ranks(learner)
     return learner
 
 

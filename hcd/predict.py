@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from fastai.basic_data import DeviceDataLoader
 from fastai.core import listify
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import BatchSampler, Dataset, SequentialSampler, Subset
 
 from .disk.shown import progress_bar
 from .disk.whole import StrPath, whole_write
@@ -26,8 +26,10 @@ from .engine.given import (
     require_width,
 )
 from .engine.graphs import recorded
+from .engine.ranks import gathered
 from .engine.resident import ResidentItems
 from .engine.saving import Learner
+from .engine.sharded import shared
 from .errors import InputError
 from .reader import apply_draw, draw_augmentation, draw_size, read_patch
 from .runs.checkpoint import Checkpoints, NoCheckpoints, names_digest, weights_digest
@@ -87,12 +89,14 @@ def predict_tta(
     crops = DrawnCrops(learner.data.test_ds, passes)
     waiting = Subset(crops, range(0 if done is None else len(done), len(crops)))
     learner.model.eval()
-    earlier = len(crops) - len(waiting)
-    bar = progress_bar(len(crops), f"{passes} averaged passes", progress, initial=earlier)
+    left = len(waiting)
+    bar = progress_bar(len(crops), f"{passes} averaged passes", progress, initial=len(crops) - left)
     with torch.no_grad(), bar, recorded(learner.model, learner.data.device):
         for images, _ in _batches(waiting, passes, test_dl):
             probabilities = _predict(learner.model, images, classes, activation)
-            means.append(probabilities.reshape(-1, passes, len(classes)).mean(1).cpu())
+            own = probabilities.reshape(-1, passes, len(classes)).mean(1).cpu()
+            means.append(gathered(own)[:left])  # without what a last share repeats
+            left -= len(means[-1])
             bar.update(len(means[-1]))
             step.save_now_and_then(lambda: {"means": torch.cat(means)})
     step.tell(f"{len(crops)} test patches predicted {passes} times")
@@ -123,12 +127,13 @@ def _predict(model, images, classes, activation):
 def _batches(waiting, passes, test_dl):
     """Return what yields all crops of a few patches at a time, as many crops as training takes."""
     count = max(1, test_dl.batch_size // passes)
-    items = test_dl.dl.dataset
+    items, mine = test_dl.dl.dataset, shared(SequentialSampler(waiting), count)
     if isinstance(items, ResidentItems) and items.unchanged():
-        return _resident_batches(waiting, count, test_dl)
+        return _resident_batches(waiting, BatchSampler(mine, count, False), test_dl)
     loader = DataLoader(
         waiting,
         batch_size=count,
+        sampler=mine,
         collate_fn=_join,
         num_workers=test_dl.num_workers,
         pin_memory=test_dl.pin_memory,
@@ -137,11 +142,11 @@ def _batches(waiting, passes, test_dl):
     return DeviceDataLoader(loader, test_dl.device, test_dl.tfms, _join)
 
 
-def _resident_batches(waiting, count, test_dl):
-    """Yield the crops of `count` patches at a time, cut on the device that holds them."""
+def _resident_batches(waiting, batches, test_dl):
+    """Yield the crops of a few patches at a time, cut on the device that holds them."""
     rows, draws = torch.from_numpy(test_dl.dl.dataset.rows), waiting.dataset.draws
-    for start in range(0, len(waiting), count):
-        chosen = list(waiting.indices[start : start + count])
+    for batch in batches:
+        chosen = [waiting.indices[place] for place in batch]
         drawn = torch.from_numpy(draws[:, chosen].swapaxes(0, 1)).flatten(0, 1)
         crops = test_dl.dl.patches.crops(rows[chosen].repeat_interleave(len(draws)), drawn)
         yield test_dl.proc_batch((crops, torch.zeros(0)))

@@ -12,6 +12,7 @@ from nbclient.exceptions import DeadKernelError
 from .dataset.opened import open_dataset, refuse_data_places
 from .dataset.slides import read_slides
 from .disk.whole import read_json
+from .engine.ranks import launched
 from .errors import InputError, Refused
 from .learner import check_machine
 from .recipe import Recipe
@@ -51,17 +52,21 @@ def run(options) -> int:
     Raises:
         InputError, OSError: turned down before the run had begun; nothing of it is left.
     """
-    _check_options(options)
-    start = _resumed_run if options.resume else _new_run
+    if launched().world > 1:
+        from .run_ranks import run_ranks
+
+        return run_ranks(options, launched())
+    check_options(options)
+    start = resumed_run if options.resume else new_run
     with noted_warnings() as noted, start(options) as (output, record):
         code, metrics = 0, None
         try:
             say(f"writing to {output}")
-            if not _is_complete(output):
+            if not is_complete(output):
                 resume = {"resume": True} if options.resume else {}
                 run_notebook(output, {**record["parameters"], **resume})
                 events.append(output, "complete")
-            metrics = _read_metrics(output)
+            metrics = read_metrics(output)
             tidy_run(output, metrics["final_model"])
             write_readme(output, record["parameters"]["data_folder"])
         except (
@@ -74,11 +79,11 @@ def run(options) -> int:
             tell(line)
         note_end(output, record, noted, metrics)
     if metrics:
-        _print_table(metrics, output)
+        print_table(metrics, output)
     return code
 
 
-def _check_options(options):
+def check_options(options):
     """Turn down what no run can be started with."""
     if options.workers is not None and not 0 <= options.workers <= MOST_WORKERS:
         raise InputError(f"--workers {options.workers} is no count; give 0 to {MOST_WORKERS}")
@@ -90,13 +95,13 @@ def _check_options(options):
             )
 
 
-def _is_complete(output):
+def is_complete(output):
     """Say whether the notebook came to its end; a kill may have come before the record's."""
     left = all((output / name).is_file() for name in ("metrics.json", "model/card.json"))
     return left and any(event["event"] == "complete" for event in events.read(output))
 
 
-def _read_metrics(output):
+def read_metrics(output):
     """Return the metrics that the notebook has left, or a stranger.
 
     Raises:
@@ -136,7 +141,7 @@ def _failure(error, output):
 
 
 @contextmanager
-def _new_run(options):
+def new_run(options):
     """Check what the notebook will check too, before a kernel starts or a folder is made; yield the
     folder and its record. Where the notebook turns it down after all, nothing of it is left."""
     for given in (options.data, options.output, options.slides):
@@ -209,7 +214,7 @@ def _refuse_own_places(output, data):
 
 
 @contextmanager
-def _resumed_run(options):
+def resumed_run(options):
     """Yield the folder and the record of an interrupted run; what is asked for now must be what it
     was run with."""
     with locked_output(Path(options.resume).resolve(), resume=True) as output:
@@ -273,16 +278,13 @@ def recipe_changes(options) -> dict:
     }
 
 
-def _print_table(metrics, output):
+def print_table(metrics, output, left=("walkthrough.html", "figures", "model", "metrics.json")):
     rows = [
         ("validation accuracy", f"{metrics['valid_accuracy']:.4f}"),
         ("validation AUC", f"{metrics['valid_auc']:.4f}"),
     ]
     if "test_auc" in metrics:
         rows.append(("test AUC", f"{metrics['test_auc']:.4f}"))
-    rows += [
-        (name, str(output / name))
-        for name in ("walkthrough.html", "figures", "model", "metrics.json")
-    ]
+    rows += [(name, str(output / name)) for name in left]
     for name, value in rows:
         say(f"{name:20} {value}")

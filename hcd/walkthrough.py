@@ -3,8 +3,11 @@
 It does what the cells do, in their order and with the same draws, and leaves the same files; the
 figures are drawn and closed. Read the notebook for the why. Who needs a part of it, such as a test
 or a benchmark, calls its chapters one by one.
+
+On several ranks (`engine/ranks.py`) all train and predict, and rank 0 alone writes and draws.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from .dataset.sample import make_sample
 from .dataset.slides import read_slides
 from .disk.whole import StrPath, write_json
 from .engine.device import set_rng_seed
+from .engine.ranks import agree, current, on_first
+from .engine.sharded import require_shareable
 from .evaluate import score_predictions
 from .evidence.figures import plot_reliability
 from .evidence.judge import judge_predictions
@@ -94,12 +99,16 @@ def run_walkthrough(
     """
     recipe = recipe or (Recipe() if str(data_folder) else Recipe.sample())
     run = begin(data_folder, recipe, output_folder, device, resume, slides_file)
-    statistics = look(run)
+    statistics = on_first(lambda: look(run))
     outliers = statistics.too_dark + statistics.too_bright
     split(run, outliers if remove_outliers else [], num_workers, device)
     train(run, back_to_stage1)
     validate(run, statistics)
     predict(run)
+    return on_first(lambda: _finish(run, data_folder))
+
+
+def _finish(run: Run, data_folder: StrPath) -> dict:
     deploy(run)
     write_json(run.output / "metrics.json", run.metrics)
     tidy_run(run.output, run.final_model)
@@ -109,12 +118,18 @@ def run_walkthrough(
 
 def begin(data_folder, recipe, output_folder, device=None, resume=False, slides_file="") -> Run:
     """Check everything that can be checked at once: In 1."""
-    output = prepare_output(output_folder, resume=resume)
+    require_shareable(recipe)
+    opened = open_dataset(data_folder) if str(data_folder) else None
+    agree(data_fingerprint=opened and opened.fingerprint)
+    output = on_first(lambda: prepare_output(output_folder, resume=resume))
     check_machine(recipe, device)
     set_rng_seed(recipe.rng_seed)
-    dataset = open_dataset(data_folder) if str(data_folder) else make_sample(output / "data")
-    slides = read_slides(slides_file, dataset, recipe)
-    pixels = pixel_digests(dataset.train_paths + dataset.test_paths, recipe)
+    dataset = opened or on_first(lambda: make_sample(output / "data"))
+    slides = on_first(lambda: read_slides(slides_file, dataset, recipe))
+    pixels = None
+    if not current().local:  # once a machine
+        pixels = pixel_digests(dataset.train_paths + dataset.test_paths, recipe)
+    agree(pixels=None if pixels is None else hashlib.sha256(pixels.tobytes()).hexdigest())
     checkpoints = Checkpoints(output / "checkpoints", recipe, dataset, resume, pixels)
     return Run(recipe, output, dataset, checkpoints, slides)
 
@@ -146,19 +161,28 @@ def look(run: Run):
 def split(run: Run, outliers=(), num_workers=None, device=None) -> None:
     """Split what is left without the outliers, and build the databunch: In 10 to In 15."""
     run.dataset = run.dataset.without(outliers)
-    _, valid_idx = split_dataset(run.dataset, run.recipe, run.slides)
+    _, valid_idx = on_first(lambda: split_dataset(run.dataset, run.recipe, run.slides))
     run.valid_idx = valid_idx
     run.data = make_databunch(run.dataset, run.recipe, valid_idx, num_workers, device)
-    repr(run.data)  # In 14 shows it, which reads a few patches and draws for them
-    run.data.show_batch(rows=2, figsize=(5, 5))
+    on_first(lambda: repr(run.data))  # In 14 shows it: reads a few patches and draws for them
+    passes = on_first(lambda: _show_batch(run.data))
+    if run.data.passes:
+        run.data.passes.count = passes
+
+
+def _show_batch(data):
+    """Show a few crops; returns how many passes were begun then."""
+    data.show_batch(rows=2, figsize=(5, 5))
     plt.close()
+    return data.passes and data.passes.count
 
 
 def train(run: Run, back_to_stage1: bool = False) -> None:
     """Sweep, train the head, fine-tune everything: In 16 to In 29."""
     recipe, kept = run.recipe, run.checkpoints
     get_learner(run.data, recipe, run.output)  # In 16; its draws count
-    plt.close(plot_sweep(sweep_weight_decay(run.data, recipe, run.output, kept)))
+    curves = sweep_weight_decay(run.data, recipe, run.output, kept)
+    on_first(lambda: plt.close(plot_sweep(curves)))
     learner = run.learner = get_learner(run.data, recipe, run.output)
     learner.fit_one_cycle(
         recipe.head_epochs,
@@ -196,6 +220,11 @@ def _note_stage(run: Run, stage: str) -> None:
 def validate(run: Run, statistics) -> None:
     """Score and look at the validation patches: In 30 to In 38."""
     probabilities, targets, losses = run.learner.get_preds(with_loss=True)
+    run.metrics = on_first(lambda: _judge(run, statistics, probabilities, targets, losses))
+
+
+def _judge(run: Run, statistics, probabilities, targets, losses) -> dict:
+    """Draw and score what was predicted; returns the metrics so far."""
     write_validation(run.output / "validation.csv", run.learner, probabilities, losses)
     choose_patches(run.interp)
     plt.close(plot_overview(run.interp))
@@ -209,7 +238,7 @@ def validate(run: Run, statistics) -> None:
     judged = judge_predictions(probabilities[:, 1], targets, groups[run.valid_idx], what)
     found = judged.calibration
     plt.close(plot_reliability(found.predicted, found.observed, found.counts, found.expected_error))
-    run.metrics = {
+    return {
         "data_fingerprint": run.dataset.fingerprint,
         "patches": len(run.dataset.labels),
         "split": run.recipe.split,
@@ -232,6 +261,11 @@ def predict(run: Run) -> None:
         print(f"In 39 to 41 are left out: {run.dataset.no_test}")
         return
     probabilities = predict_tta(run.learner, run.recipe.tta_passes, checkpoints=run.checkpoints)
+    run.metrics = on_first(lambda: _submit(run, probabilities))
+
+
+def _submit(run: Run, probabilities) -> dict:
+    """Write the submission; returns the metrics, with the test set's where its labels are there."""
     path = run.output / f"{run.model_name}_submission.csv"
     submission = write_submission(path, run.dataset, run.learner, probabilities)
     if run.dataset.test_labels is not None:  # answers that the competition does not ship
@@ -240,6 +274,7 @@ def predict(run: Run) -> None:
         predicted = truth["label_predicted"].to_numpy()
         pairs = list(zip(1 - predicted, predicted))
         run.metrics["test_auc"] = score_predictions(pairs, truth["label"]).auc
+    return run.metrics
 
 
 def deploy(run: Run) -> None:

@@ -52,7 +52,7 @@ ORDER = [
     "dataset export sweep",
     "data",
     "deploy evidence split",
-    "walkthrough run",
+    "walkthrough run run_ranks",
     "cli",
 ]
 UNPINNED = {"jupyterlab"}  # opens the notebook; no number depends on it, and no test

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .compat import DataLoader
+from .sharded import own_batch, shared, whole_labels
 
 
 class Passes:
@@ -86,13 +87,18 @@ class PassLoader(DataLoader):
     def __init__(self, dataset, passes, shuffle=False, **kwargs):
         if not isinstance(dataset, DrawnByKey):
             dataset = DrawnByKey(dataset, passes)
+        share = kwargs.get("batch_size", 1), bool(kwargs.get("drop_last"))
         super().__init__(
             dataset,
-            sampler=_Sampler(dataset, shuffle, passes),
+            sampler=shared(_Sampler(dataset, shuffle, passes), *share),
             generator=torch.Generator(),
             **kwargs,
         )
         self.init_kwargs = {"passes": passes, "shuffle": shuffle, **kwargs}
+
+    def __iter__(self):
+        """Begin a pass; with other ranks, over this rank's share of it."""
+        return whole_labels(self, super().__iter__())
 
 
 def replace_loaders(data, recipe):
@@ -113,6 +119,7 @@ def replace_loaders(data, recipe):
             options["persistent_workers"] = True
         if data.passes:
             del options["sampler"], options["batch_sampler"]
+            options["batch_size"] = own_batch(options["batch_size"])
             bound.dl = PassLoader(bound.dl.dataset, data.passes, **options)
         else:
             bound.dl = DataLoader(bound.dl.dataset, **options)

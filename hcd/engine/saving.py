@@ -17,6 +17,8 @@ from ..errors import InputError
 from .bars import FitBar, OneBar, close_bars
 from .compat import fastai, load_tensors
 from .given import unwrapped
+from .ranks import is_first, on_first
+from .sharded import in_step
 
 # what fastai exports of a learner, besides model and data
 EXPORTED = (
@@ -71,7 +73,8 @@ class Learner(fastai.basic_train.Learner):
         # fastai makes them in `fit`, once for each; these are made already
         makers, self.callback_fns = self.callback_fns, [lambda _, one=one: one for one in made]
         try:
-            super().fit(epochs, lr, wd, [*callbacks, FitBar()])
+            with in_step(self):
+                super().fit(epochs, lr, wd, [*callbacks, FitBar()])
         finally:
             self.callback_fns = makers
             close_bars(self)
@@ -147,6 +150,8 @@ class Learner(fastai.basic_train.Learner):
         if not isinstance(file, (str, bytes)) and hasattr(file, "write"):
             return super().save(file, return_path, with_opt)
         target = self.path / self.model_dir / f"{file}.pth"
+        if not is_first():
+            return target if return_path else None
         writable_folder(target.parent)
         content = io.BytesIO()  # torch's own writer reports a full disk as "unexpected pos"
         super().save(content, with_opt=with_opt)
@@ -179,7 +184,7 @@ class Learner(fastai.basic_train.Learner):
                 " and call Learner.purge before"
             )
         source = file if hasattr(file, "read") else self.path / self.model_dir / f"{file}.pth"
-        state = load_tensors(source)
+        state = on_first(lambda: load_tensors(source))
         if not isinstance(state, dict):
             raise InputError(
                 f"{source} holds a {type(state).__name__} where weights by name belong; use a file"
@@ -240,7 +245,7 @@ class Learner(fastai.basic_train.Learner):
         CHANGED C23: fastai's own keeps only the class of the item list, so that the learner reads
         patches by another recipe once it is loaded; and it leaves a file that it opened open.
         """
-        if fastai.torch_core.rank_distrib():
+        if not is_first():
             return
         content = io.BytesIO()
         with fastai.torch_core.ModelOnCPU(self.model) as model:

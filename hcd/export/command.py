@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..disk.whole import empty_folder, whole_write
+from ..engine.ranks import in_rounds, launched
 from ..errors import InputError
 from ..terminal import is_unread, printable, stop_printing, tell, tell_launcher
 from .prediction import Prediction, answering, answers_by_itself, predict_images
-from .ranks import in_rounds, launched
 
 COLUMNS = ("path", "label", "probability", "error")
 HEAD = ",".join(COLUMNS[:3]).encode()

@@ -18,6 +18,7 @@ import torch
 from ..disk.whole import StrPath, shorten, whole_write, writable_folder
 from ..engine.compat import load_tensors
 from ..engine.given import require_learner, unwrapped
+from ..engine.ranks import is_first, on_first
 from ..errors import InputError
 from ..recipe import Recipe
 from . import events
@@ -79,7 +80,7 @@ class Checkpoints:
         resume: bool = False,
         pixels: np.ndarray | None = None,
     ) -> None:
-        self.folder, self.resume = writable_folder(folder), resume
+        self.folder, self.resume = on_first(lambda: writable_folder(folder)), resume
         self.written: set[str] = set()
         # as JSON has it, so that what was saved compares equal to what is now
         self.identity = _as_json(
@@ -149,20 +150,24 @@ class Checkpoints:
                 use. generators: their states; None takes them as they are now. content: what it
                 has done.
         """
+        if is_first():
+            self._write(name, call or {}, generators or _generator_states(data), content)
+        self.written.add(name)
+
+    def _write(self, name, call, generators, content):
         kept = io.BytesIO()
         torch.save(
             {
                 "format": FORMAT,
                 "identity": self.identity,
-                "call": _as_json(call or {}),
-                "generators": generators or _generator_states(data),
+                "call": _as_json(call),
+                "generators": generators,
                 **content,
             },
             kept,
         )
         with whole_write(self.path(name)) as file:
             file.write(kept.getbuffer())
-        self.written.add(name)
 
     def load(self, name: str, call: Any = None, data: Any = None) -> Any:
         """Return what an earlier process saved of a step, and set every generator as it was then;
@@ -171,8 +176,18 @@ class Checkpoints:
         Raises:
             InputError: a damaged file, or one of another recipe, data set or call.
         """
+        if not self.resume or name in self.written:
+            return None
+        content = on_first(lambda: self._read(name, call))
+        if content is not None:
+            with self.reading(name):
+                _set_generators(content["generators"], data)
+        return content
+
+    def _read(self, name, call):
+        """Return what a step's file holds, once it is known to belong to this run."""
         path = self.path(name)
-        if not self.resume or name in self.written or not path.is_file():
+        if not path.is_file():
             return None
         content = load_tensors(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -197,8 +212,6 @@ class Checkpoints:
                     f"{path} belongs to a run with {field}={was} and this one has {now}; use the"
                     " same recipe, data and call to resume it, or start a new run in another folder"
                 )
-        with self.reading(name):
-            _set_generators(content["generators"], data)
         return content
 
     def path(self, name: str) -> Path:

@@ -13,6 +13,7 @@ from ..disk.shown import loss_text
 from ..disk.whole import whole_write, writable_folder
 from ..engine.compat import fastai
 from ..engine.given import bare_loss, unwrapped
+from ..engine.ranks import is_first, on_first
 from ..errors import Diverged, InputError
 from . import events
 from .checkpoint import split_digest
@@ -53,7 +54,7 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
                 "the databunch has no validation set, and a fit with checkpoints keeps its losses;"
                 " give it one with split_by_idx, or fit without Checkpoints.callback"
             )
-        writable_folder(self.learn.path)  # for the history, an epoch from now
+        on_first(lambda: writable_folder(self.learn.path))  # for the history, an epoch from now
         self.others = stateful_callbacks([one for one in callbacks if one is not self])
         self.given, self.resumed = states_of(self.others), False
         self.smoothed = fastai.callback.SmoothenValue(0.98)  # as fastai's own
@@ -132,7 +133,8 @@ class FitCheckpoint(fastai.basic_train.LearnerCallback):
         # none where TerminateOnNaN has left the epoch before its validation
         losses = [math.nan if loss is None else float(loss) for loss in recorder.val_losses]
         self._require_finite(epoch, float(recorder.losses[-1]), losses[-1:])
-        self._write_history(recorder, losses)
+        if is_first():
+            self._write_history(recorder, losses)
         self.checkpoints.save(
             self.name,
             self.call,

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from ..disk.shown import loss_text
 from ..terminal import stop_printing
@@ -17,13 +18,14 @@ EVERY = 0.5  # seconds between looks
 def shown_progress(folder) -> Iterator[None]:
     """Print each epoch and step of a run as it ends; those of earlier attempts are not printed."""
     follower, done = Follower(folder, from_end=True), threading.Event()
-    live = sys.stdout.isatty()
+    shown = sys.stdout  # whatever is put in its place meanwhile
+    live = shown.isatty()
 
     def show():
         for event in follower.new():
             text = describe(event)
             if text:
-                say(f"\r\033[K{text}" if live else text, end="" if live else "\n")
+                say(f"\r\033[K{text}" if live else text, "" if live else "\n", shown)
 
     def follow():
         while not done.wait(EVERY):
@@ -38,17 +40,18 @@ def shown_progress(folder) -> Iterator[None]:
         thread.join()
         show()
         if live:
-            say("")
+            say("", file=shown)
 
 
-def say(text: str, end: str = "\n") -> None:
+def say(text: str, end: str = "\n", file: Any = None) -> None:
     """Print; nobody may be reading any more, such as `head`, and hours of training go on."""
     # a full disk, a name that cannot be encoded
     with suppress(OSError, ValueError):
         try:
-            print(text, end=end, flush=True)
+            print(text, end=end, file=file, flush=True)
         except BrokenPipeError:
-            stop_printing()
+            if file in (None, sys.stdout):
+                stop_printing()
 
 
 def describe(event: dict) -> str:

@@ -25,6 +25,7 @@ REBUILT = {
     "RecordedSteps",
     "DecayAtOnce",
     "AverageMetric",
+    "AcrossRanks",
 }
 # what callbacks hold that is no state of theirs: the learner, its parts, and what they were given
 NO_STATE = (

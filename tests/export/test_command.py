@@ -13,9 +13,9 @@ import pytest
 
 import hcd
 from hcd.cli import main
-from hcd.export import ranks
+from hcd.engine import ranks
+from hcd.engine.ranks import Ranks, launched
 from hcd.export.answer import TorchModel
-from hcd.export.ranks import Ranks, launched
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_one_process_alone(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert launched() == Ranks(3, 4, "cpu")
+    assert launched() == Ranks(3, 4, "cpu", 1, 1)
 
 
 def test_ranks_take_no_list_on_standard_input(model, capfd, monkeypatch):
