@@ -146,8 +146,7 @@ def new_run(options):
     folder and its record. Where the notebook turns it down after all, nothing of it is left."""
     for given in (options.data, options.output, options.slides):
         _require_utf8(given or "")
-    changes = recipe_changes(options)
-    recipe = Recipe(**changes) if options.data else Recipe.sample(**changes)
+    changes, recipe = recipe_changes(options), asked_recipe(options)
     dataset = open_dataset(options.data) if options.data else None
     fingerprint = dataset.fingerprint if dataset else None
     _check_slides(options.slides, recipe, dataset)
@@ -267,6 +266,12 @@ def _tell_threads(record):
             f"this run began with {was} threads and goes on with {now}: sums are added up in"
             f" another order, so its last digits may differ; OMP_NUM_THREADS={was} keeps them"
         )
+
+
+def asked_recipe(options) -> Recipe:
+    """Return the recipe of a new run."""
+    changes = recipe_changes(options)
+    return Recipe(**changes) if options.data else Recipe.sample(**changes)
 
 
 def recipe_changes(options) -> dict:

@@ -15,10 +15,12 @@ import torch
 from .engine.compat import library_versions
 from .engine.device import find_device
 from .engine.ranks import Ranks, agree, joined, on_first
+from .engine.sharded import require_shareable
 from .engine.watch import watched
 from .errors import InputError, Refused
 from .recipe import Recipe
 from .run import (
+    asked_recipe,
     check_options,
     is_complete,
     new_run,
@@ -106,6 +108,8 @@ def _run(options, ranks, watch) -> None:
     device = own_device(options.device, ranks)
     agree(device=device.partition(":")[0], **library_versions(), **_asked(options))
     check_options(options)
+    if not options.resume:
+        require_shareable(asked_recipe(options))
     with ExitStack() as stack:
         noted = stack.enter_context(noted_warnings())
         output, record = on_first(lambda: stack.enter_context(_begun(options, noted)))

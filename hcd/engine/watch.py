@@ -5,17 +5,20 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
 
 from ..terminal import tell
 from .ranks import Ranks
 
-BEAT = 3.0  # seconds between signs of life
-SILENCE = 40.0  # seconds without one, after which a rank counts as dead
+BEAT = 2.0  # seconds between signs of life
+# seconds without one, after which a rank counts as dead; torchrun gives a process that hangs 30
+# more to end
+SILENCE = 25.0
 
 
 class Watch(threading.Thread):
@@ -31,6 +34,7 @@ class Watch(threading.Thread):
 
         super().__init__(daemon=True)
         self.ranks, self.go_on, self.left = ranks, "start the run again", False
+        self.stderr = sys.stderr  # the main thread may put something in its place
         # a connection of its own, for the main thread may wait in the group's
         self.store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10))
         self.woken, self.waker = socket.socketpair()
@@ -73,7 +77,8 @@ class Watch(threading.Thread):
         if self.left:
             return
         if self.claim():
-            tell(f"{what}; {self.go_on}")
+            with redirect_stderr(self.stderr):
+                tell(f"{what}; {self.go_on}")
         os._exit(1)  # the main thread may wait for the dead
 
 
