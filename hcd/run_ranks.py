@@ -66,7 +66,8 @@ def _told(error, ranks, watch) -> NoReturn:
     lost = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in GONE)
     stopped, mendable = isinstance(error, KeyboardInterrupt), isinstance(error, MENDABLE)
     if watch.claim():
-        where = f"rank {ranks.rank}: " if ranks.rank else ""
+        named = not ranks.rank or str(error).startswith("rank ")
+        where = "" if named else f"rank {ranks.rank}: "
         if stopped:
             tell(f"stopped; {watch.go_on}")
         elif lost:

@@ -4,7 +4,6 @@ python -m tests.ranks trained FOLDER    one rank of those that the environment s
 """
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from fastai.basic_train import LearnerCallback
 from fastai.train import ClassificationInterpretation
 from torch import nn
+from torch.distributed import TCPStore
 
 from hcd.engine.ranks import joined, launched
 
@@ -23,41 +23,40 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPE = hcd.Recipe.sample(crop_size=32, max_shift=0, head_dropout=0.0, arch="resnet18")
 
 
-def start_ranks(commands, folder):
-    """Start a process for each command, as the ranks of one world on a free port; returns them."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    count = str(len(commands))
+def run_ranks(commands, folder, timeout):
+    """Run a process for each command, as the ranks of one world; returns their exit codes.
+
+    Args:
+        commands: module and arguments of each. folder: gets out<rank>.txt and err<rank>.txt.
+        timeout: seconds after which all are killed.
+    """
+    # theirs to meet at, and it outlives each of them, as torchrun's does
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
         "TORCHELASTIC_RUN_ID": "test",
-        "WORLD_SIZE": count,
-        "LOCAL_WORLD_SIZE": count,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(len(commands)),
+        "LOCAL_WORLD_SIZE": str(len(commands)),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(store.port),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
     started = []
-    for rank, command in enumerate(commands):
-        with (
-            open(Path(folder, f"out{rank}.txt"), "w") as out,
-            open(Path(folder, f"err{rank}.txt"), "w") as err,
-        ):
+    try:
+        for rank, command in enumerate(commands):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", *map(str, command)]
-            started.append(
-                subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=out, stderr=err)
-            )
-    return started
-
-
-def finish(processes, timeout):
-    """Wait for processes and return their exit codes; after `timeout` seconds all are killed."""
-    try:
-        return [process.wait(timeout) for process in processes]
+            with (
+                open(Path(folder, f"out{rank}.txt"), "w") as out,
+                open(Path(folder, f"err{rank}.txt"), "w") as err,
+            ):
+                started.append(
+                    subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=out, stderr=err)
+                )
+        return [process.wait(timeout) for process in started]
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
             process.wait()
 

@@ -27,9 +27,9 @@ def test_a_port_in_use_is_told(monkeypatch, refused):
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "2"}
         for name, value in place.items():
             monkeypatch.setenv(name, value)
-        with refused(InputError, f"127.0.0.1:{port}", "--master-port", "--standalone"):
-            with joined(Ranks(0, 2)):
-                pass
+        told = refused(InputError, f"127.0.0.1:{port}", "--master-port", "--standalone")
+        with told, joined(Ranks(0, 2)):
+            pass
     assert current() == Ranks()
 
 

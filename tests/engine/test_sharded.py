@@ -10,7 +10,7 @@ import hcd
 from hcd.engine import sharded
 from hcd.engine.ranks import Ranks
 from hcd.engine.sharded import own_batch, require_shareable, shared
-from tests.ranks import finish, predicted, start_ranks, trained
+from tests.ranks import predicted, run_ranks, trained
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,7 @@ def folder(tmp_path_factory):
 
 def on_ranks(case, folder, world):
     """Return what a case of tests/ranks.py comes to on each rank."""
-    processes = start_ranks([["tests.ranks", case, folder]] * world, folder)
-    codes = finish(processes, 240)
+    codes = run_ranks([["tests.ranks", case, folder]] * world, folder, 240)
     assert codes == [0] * world, [(folder / f"err{r}.txt").read_text() for r in range(world)]
     names = [folder / f"{case}-{rank}-of-{world}.pt" for rank in range(world)]
     return [torch.load(name, weights_only=True) for name in names]
