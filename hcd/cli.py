@@ -257,7 +257,10 @@ def _parser():
 
 def _add_run(commands):
     command = commands.add_parser(
-        "run", help="run the whole walkthrough; without --data on a synthetic sample"
+        "run",
+        help="run the whole walkthrough; without --data on a synthetic sample",
+        description="Execute the walkthrough's notebook, or under torchrun --nproc-per-node N -m"
+        " hcd.cli run its twin without a notebook, on N ranks together.",
     )
     command.set_defaults(command=run)
     add = command.add_argument

@@ -150,9 +150,7 @@ def in_step(learner: Any) -> Iterator[None]:
         on_first(lambda: None)  # every generator is rank 0's again
     finally:
         learner.model, learner.loss_func = model, loss
-        for parent, name, layer in swapped:
-            layer.train(getattr(parent, name).training)
-            setattr(parent, name, layer)
+        _give_back(swapped, model)
 
 
 def _group(on_gpu):
@@ -177,6 +175,13 @@ def _synchronised(model, group):
     for parent, name, layer in found:
         setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(layer, group))
     return found
+
+
+def _give_back(swapped, model):
+    """Put a model's own batch norms in their places again."""
+    for parent, name, layer in swapped:
+        layer.train(model.training)
+        setattr(parent, name, layer)
 
 
 class _MeanLoss:

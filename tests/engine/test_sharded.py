@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import SequentialSampler
+from torchvision.models import resnet18
 
 import hcd
 from hcd.engine import sharded
@@ -90,6 +92,22 @@ def test_the_shares_make_the_batches_of_one(monkeypatch, items, world, batch_siz
     found = shares(monkeypatch, items, world, batch_size, drop_last=True)
     full = [sum(parts, []) for parts in zip(*found, strict=True)]
     assert full == [list(range(n * whole, (n + 1) * whole)) for n in range(items // whole)]
+
+
+def test_batch_norms_of_all_ranks_have_the_very_tensors_and_go_again():
+    """On GPUs alone they count the whole batch; what is swapped can be looked at anywhere."""
+    model = resnet18().eval()
+    before, images = dict(model.named_modules()), torch.rand(2, 3, 32, 32)
+    tensors = {name: values.data_ptr() for name, values in model.state_dict().items()}
+    outputs = model(images)
+    swapped = sharded._synchronised(model, None)
+    kinds = [type(layer) for layer in model.modules()]
+    assert nn.BatchNorm2d not in kinds and kinds.count(nn.SyncBatchNorm) == len(swapped) == 20
+    assert torch.equal(model(images), outputs)
+    assert {name: v.data_ptr() for name, v in model.state_dict().items()} == tensors
+    sharded._give_back(swapped, model.train())
+    assert dict(model.named_modules()) == before
+    assert all(layer.training for layer in model.modules())
 
 
 def test_one_process_alone_keeps_its_sampler():
