@@ -121,13 +121,13 @@ def test_a_rank_that_dies_ends_the_run_and_fewer_ranks_go_on(sample, tmp_path, k
 
 
 @pytest.mark.long
-def test_a_rank_that_hangs_ends_the_run_within_a_minute(sample, tmp_path):
+def test_a_rank_that_hangs_ends_the_run(sample, tmp_path):
     output = tmp_path / "run"
     process = torchrun(2, "--data", sample.root, "--output", output, *FLAGS, "--head-epochs=40")
     when_trained(process, output, 1)
     os.kill(ranks_of(process)[1], signal.SIGSTOP)
-    code, _, (told,) = ended(process, 60)
-    assert code == 1 and "nothing was heard of rank 1 for 25 s; go on with: torchrun" in told
+    code, _, (told,) = ended(process, 90)  # 20 s, and torchrun's 30 to end the one that hangs
+    assert code == 1 and "nothing was heard of rank 1 for 20 s; go on with: torchrun" in told
 
 
 @pytest.mark.long

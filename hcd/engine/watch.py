@@ -18,7 +18,7 @@ from .ranks import Ranks
 BEAT = 2.0  # seconds between signs of life
 # seconds without one, after which a rank counts as dead; torchrun gives a process that hangs 30
 # more to end
-SILENCE = 25.0
+SILENCE = 20.0
 
 
 class Watch(threading.Thread):
