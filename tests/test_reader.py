@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from hcd import Recipe, read_cropped_image, read_image
 from hcd.corners import corner_depth
+from hcd.disk.images import encode_tiff
 from hcd.disk.parallel import map_patches
 from hcd.reader import augment, read_patch
 
@@ -353,10 +354,8 @@ def test_jpeg_equals_opencvs_own_reader(tmp_path):
     assert np.array_equal(read_image(path), cv2.imread(str(path))[..., ::-1])
 
 
-def test_the_samples_files_are_as_long_as_one_strip_and_a_directory(sample):
-    assert {Path(path).stat().st_size for path in sample.train_paths} == {
-        len(uncompressed(noise()))
-    }
+def test_the_samples_files_are_as_long_as_the_competitions(sample):
+    assert {Path(path).stat().st_size for path in sample.train_paths} == {27_935}
 
 
 def test_read_image_takes_any_size_and_read_patch_the_recipes(tmp_path, refused):
@@ -419,8 +418,13 @@ def test_images_that_are_not_8_bit_rgb_are_refused(tmp_path, refused, name, kind
 
 @pytest.mark.parametrize(
     "content",
-    [uncompressed(noise()), encode(noise()), *(directory_first(noise(), rows) for rows in (96, 8))],
-    ids=["uncompressed", "lzw", "directory first", "twelve strips"],
+    [
+        uncompressed(noise()),
+        encode(noise()),
+        encode_tiff(noise()),
+        *(directory_first(noise(), rows) for rows in (96, 8)),
+    ],
+    ids=["uncompressed", "lzw", "as the competition's", "directory first", "twelve strips"],
 )
 def test_a_tiff_cut_anywhere_is_never_read(tmp_path, refused, content):
     path, end = tmp_path / "a.tif", len(content)

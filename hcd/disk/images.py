@@ -10,6 +10,7 @@ from ..errors import InputError, InputTypeError
 from .headers import claimed_size, may_be_turned
 from .opencv import silence_opencv
 from .pillow import second_opinion
+from .tiff import plain_head
 
 # 4096 x 4096 px, and 256 MiB, which hold them in any type and number of channels
 MOST_PIXELS, MOST_BYTES = 1 << 24, 1 << 28
@@ -110,6 +111,6 @@ def _agree(image, mode, other, content):
 
 
 def encode_tiff(patch):
-    """Return an (H, W, 3) uint8 RGB patch as the bytes of an uncompressed TIFF, the kind that the
+    """Return an (H, W, 3) uint8 RGB patch as the bytes of an uncompressed TIFF, laid out as the
     competition's files are."""
-    return cv2.imencode(".tif", patch[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()
+    return plain_head(*patch.shape[:2]) + patch.tobytes()

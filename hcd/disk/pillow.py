@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from threading import Lock
 import numpy as np
 from PIL import Image, _imaging
 
+# without a handler Python prints what Pillow logs, such as "More samples per pixel than can be ..."
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 QUIET = Lock()  # Python's filters of warnings and libtiff's printing belong to all threads
 FORMATS = ["TIFF", "JPEG", "PNG"]
 UNREAD = ("zstd", "webp", "lzma")  # compressions of TIFF that Pillow reads and OpenCV may not

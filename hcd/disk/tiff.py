@@ -44,30 +44,29 @@ def plain_rgb(content):
     if len(content) - start < 1024:  # behind the pixels, where libtiff puts them
         found = _layout(len(content), start, content[start:])
     else:  # before them, as in the competition's own files
-        found = _first_layout(len(content), start, content[start : start + 2 + 12 * MOST_TAGS])
-        bits = found and content[found[3] : found[3] + 6]
-        found = (
-            found[:3]
-            if bits == BITS_8
-            else _layout.__wrapped__(len(content), start, content[start:])
-        )
+        found = _first_layout(content, start)
     if found is None:
         return None
     offset, length, width = found
     return np.frombuffer(content, np.uint8, length * width * 3, offset).reshape(length, width, 3)
 
 
-def _first_layout(size, start, head):
-    """Return (offset of the pixels, length, width, place of the three sample sizes) from a
-    directory of few tags, all of one strip; None for any other."""
-    count = int.from_bytes(head[:2], "little")
-    return _one_strip(size, start, head[: 2 + 12 * count]) if 0 < count <= MOST_TAGS else None
+def _first_layout(content, start):
+    """Return (offset of the pixels, length, width) from tags that stand before the pixels; None
+    where a rule is broken."""
+    count = content[start] | content[start + 1] << 8
+    if 0 < count <= MOST_TAGS:
+        found = _one_strip(len(content), start, content[start : start + 2 + 12 * count])
+        if found and content.startswith(BITS_8, found[3]):
+            return found[:3]
+    return _layout.__wrapped__(len(content), start, content[start:])
 
 
 @lru_cache(maxsize=64)
 def _one_strip(size, start, directory):
-    """Return the same from the directory's bytes alone: of the values that do not fit into it only
-    the sample sizes matter, which the caller compares in each file."""
+    """Return (offset of the pixels, length, width, place of the three sample sizes) from the bytes
+    of a directory of one strip alone: of the values that do not fit into it only the sample sizes
+    matter, which the caller compares in each file. None for any other."""
     try:
         entries = list(struct.iter_unpack("<HHII", directory[2:]))
     except struct.error:  # cut off
@@ -130,3 +129,34 @@ def _values(tail, start, kind, number, value):
     if value < start:
         raise ValueError("the numbers lie before the tags")
     return struct.unpack_from(f"<{number}{letter}", tail, value - start)
+
+
+@lru_cache(maxsize=64)
+def plain_head(height: int, width: int) -> bytes:
+    """Return what stands before the pixels of a patch in a file like the competition's: 15 tags at
+    byte 8, the texts that they point to, and the only strip at 287.
+
+    The texts have the competition's lengths; of the date EXIF's blanks, for one that is not known.
+    """
+    shape = f'{{"shape": [{height}, {width}, 3]}}\0'.encode()
+    software, when = b"hcd.dataset\0", b"    :  :     :  :  \0"
+    tags = (
+        (254, 4, 1, 0),
+        (WIDTH, 4, 1, width),
+        (LENGTH, 4, 1, height),
+        (BITS, 3, 3, 194),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (270, 2, len(shape), 200),
+        (STRIPS, 4, 1, 287),
+        (277, 3, 1, 3),
+        (STRIP_ROWS, 4, 1, height),
+        (STRIP_BYTES, 4, 1, height * width * 3),
+        (284, 3, 1, 1),
+        (305, 2, len(software), 255),
+        (306, 2, len(when), 267),
+        (FORMAT, 3, 1, 1),
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    head += b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return (head + BITS_8 + shape).ljust(255, b"\0") + software + when

@@ -1,5 +1,7 @@
 """OpenCV's version and its own lines."""
 
+import os
+import struct
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 import hcd
 from hcd.disk import images
+from hcd.disk.images import encode_tiff
 from hcd.disk.opencv import require_opencv
 
 DAMAGED = """
@@ -167,3 +170,17 @@ def test_no_damaged_tiff_prints_a_librarys_line(image, tmp_path, monkeypatch):
     command = [sys.executable, "-c", NOISY, *names]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""
+
+
+def test_samples_without_end_are_refused_and_pillows_log_is_not_printed(tmp_path):
+    content = encode_tiff(np.zeros((96, 96, 3), np.uint8))
+    damaged = content.replace(
+        struct.pack("<HHII", 277, 3, 1, 3), struct.pack("<HHII", 277, 3, 1, 256)
+    )
+    assert damaged != content
+    (tmp_path / "a.tif").write_bytes(damaged)
+    code = "import sys, hcd\ntry: hcd.read_image(sys.argv[1])\nexcept hcd.InputError: print('no')"
+    command = [sys.executable, "-c", code, str(tmp_path / "a.tif")]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("no\n", "")

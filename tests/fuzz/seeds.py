@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import hcd
+from hcd.disk.images import encode_tiff
 from hcd.disk.whole import write_json
 from hcd.export.card import make_card
 from hcd.learner import build_model
@@ -32,7 +33,7 @@ def seed_images(rgb):
         return buffer.getvalue()
 
     plain, gray = (cv2.IMWRITE_TIFF_COMPRESSION, 1), rgb[..., 0]
-    tiff = [encode(".tif", rgb[..., ::-1], *plain)] * 3
+    tiff = [encode_tiff(rgb)] * 3 + [encode(".tif", rgb[..., ::-1], *plain)] * 2
     tiff += [
         encode(".tif", rgb[..., ::-1], *plain, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 8),
         encode(".tif"),
