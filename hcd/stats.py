@@ -15,6 +15,7 @@ from .recipe import Recipe
 
 DARK_BELOW = 10  # grey level that no pixel of a too dark patch reaches
 BRIGHT_ABOVE = 245  # grey level that every pixel of a too bright patch exceeds
+COUNTED, DARK, BRIGHT = range(3)  # kinds of patches
 
 
 @dataclass(frozen=True)
@@ -50,28 +51,26 @@ def channel_statistics(
     Source: In 7, In 8.
     """
     paths = listed_paths(paths)
-    total, total_squares, counted = np.zeros(3), np.zeros(3), 0
-    too_dark, too_bright = [], []
-    moments = map_patches(
-        lambda path: _moments(read_patch(path, recipe)),
-        paths,
+    means, stds = np.empty((2, len(paths), 3, 1))
+    kinds = map_patches(
+        lambda row: _measure(read_patch(paths[row], recipe), means[row], stds[row]),
+        range(len(paths)),
         "channel statistics",
         progress,
     )
-    for path, (lowest, highest, sums, squares) in zip(paths, moments):
-        if highest < DARK_BELOW:
-            too_dark.append(Path(path).stem)
-        elif lowest > BRIGHT_ABOVE:
-            too_bright.append(Path(path).stem)
-        else:
-            total += sums
-            total_squares += squares
-            counted += 1
+    kind = np.fromiter(kinds, np.int8, len(paths))
+    too_dark, too_bright = (
+        [Path(paths[row]).stem for row in np.flatnonzero(kind == outlier)]
+        for outlier in (DARK, BRIGHT)
+    )
+    kept = kind == COUNTED
+    counted = int(kept.sum())
     if not counted:
         raise InputError(
             f"none of the {len(paths)} patches can be counted: {len(too_dark)} are too dark and"
             f" {len(too_bright)} too bright; name the folder of the training patches"
         )
+    total, total_squares = _sums(means[kept], stds[kept], recipe.original_size**2)
     pixels = counted * recipe.original_size**2
     mean = total / pixels / 255
     # n * sum(x^2) - sum(x)^2 in whole numbers: the same difference in floats can lose all digits of
@@ -83,11 +82,23 @@ def channel_statistics(
     return ChannelStatistics(tuple(mean.tolist()), std, too_dark, too_bright, counted)
 
 
-def _moments(patch):
-    """Return lowest and highest level, and per channel the sums of levels and of their squares,
+def _measure(patch, mean, std):
+    """Write mean and standard deviation of each channel, (3, 1) each, and return the patch's kind.
+
+    Every pixel is looked at only where red alone does not show that the patch is no outlier.
+    """
+    cv2.meanStdDev(patch, mean, std)
+    red = mean[0, 0]
+    if red < DARK_BELOW and patch.max() < DARK_BELOW:
+        return DARK
+    if red > BRIGHT_ABOVE and patch.min() > BRIGHT_ABOVE:
+        return BRIGHT
+    return COUNTED
+
+
+def _sums(means, stds, pixels):
+    """Return the sums of levels and of their squares over patches of so many pixels, (3,) each,
     exact as whole numbers."""
-    mean, std = cv2.meanStdDev(patch)  # (3, 1) each
-    pixels = patch.shape[0] * patch.shape[1]
-    sums = np.rint(mean[:, 0] * pixels)
-    squares = np.rint((std[:, 0] ** 2 + mean[:, 0] ** 2) * pixels)
-    return patch.min(), patch.max(), sums, squares
+    levels = np.rint(means * pixels).sum(axis=(0, 2))
+    squares = np.rint((stds**2 + means**2) * pixels).sum(axis=(0, 2))
+    return levels, squares

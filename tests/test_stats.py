@@ -157,6 +157,8 @@ CASES = {  # name: (patch, too dark, too bright)
     "one value 245": (bounded(246, 255, 245), False, False),
     "white": (bounded(255, 255), False, True),
     "one black value": (bounded(255, 255, 0), False, False),
+    "red alone is dark": (bounded(0, 9) + np.array([0, 60, 90], np.uint8), False, False),
+    "red alone is bright": (bounded(246, 255) - np.array([0, 60, 90], np.uint8), False, False),
 }
 
 

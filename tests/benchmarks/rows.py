@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hcd  # isort: skip  first, so that fastai is imported quietly
 
+import cv2
 import numpy as np
 import pandas as pd
 import torchvision
@@ -17,7 +18,7 @@ from hcd.dataset.packer import pack_dataset
 
 from . import plain
 
-ROWS = ("read", "packed", "item", "statistics", "stage1", "stage2", "passes")
+ROWS = ("read", "opencv", "packed", "item", "statistics", "stage1", "stage2", "passes")
 TRAIN, TEST = 600, 128  # patches of the small data set that everything but start-up is timed on
 
 
@@ -62,7 +63,15 @@ class Bench:
 
     def read(self):
         """Read from the files themselves."""
-        return self._reads("augmented read of a patch, one core, from TIFF", "1.9", self.files)
+        return self._reads("augmented read of a patch, one core, from TIFF", "2.7", self.files)
+
+    def opencv(self):
+        """Read from the same patches as OpenCV writes them, tags behind the pixels."""
+        (self.folder / "opencv").mkdir()
+        files = [str(self.folder / "opencv" / Path(file).name) for file in self.files]
+        for file, copy in zip(self.files, files):
+            cv2.imwrite(copy, cv2.imread(file), [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+        return self._reads("the same from TIFF as OpenCV writes it", "2.7", files, files)
 
     def packed(self):
         """Read from a pack of the same files."""
@@ -73,8 +82,9 @@ class Bench:
             hcd.open_dataset(self.folder / "packed").train_paths,
         )
 
-    def _reads(self, step, reach, paths):
-        for number, (file, path) in enumerate(zip(self.files, paths)):
+    def _reads(self, step, reach, paths, plain_files=None):
+        files = plain_files or self.files
+        for number, (file, path) in enumerate(zip(files, paths)):
             require_equal(
                 drawn(number, plain.read_crop, file),
                 drawn(number, hcd.read_cropped_image, path),
@@ -83,7 +93,7 @@ class Bench:
         return Row(
             step,
             reach,
-            lambda: each(plain.read_crop, self.files),
+            lambda: each(plain.read_crop, files),
             lambda: each(hcd.read_cropped_image, paths),
             len(paths),
             rate=False,
