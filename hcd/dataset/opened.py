@@ -295,22 +295,28 @@ def _holds(folder, table):
         return False
 
 
+def _stems(entries):
+    """Yield the names of a folder's files without .tif; of another file a dot, which is no id."""
+    for entry in entries:
+        if entry.name[:1] != b".":
+            yield entry.name[:-4] if entry.name.endswith(b".tif") else b"."
+
+
 def _match_files(folder, ids, table):
-    """Require one <id>.tif for each id and no file besides; hidden files do not count."""
+    """Require one <id>.tif for each of the sorted ids and no file besides; hidden files do not
+    count."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; the data folder must hold {LAYOUT}")
-    wanted = np.char.add(ids, b".tif")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(f"{folder} may not be read by you; change its permissions")
     with os.scandir(os.fsencode(folder)) as entries:
-        # one byte more below, so that a longer name does not pass for its beginning
-        names = (entry.name for entry in entries)
-        found = np.fromiter((name for name in names if name[:1] != b"."), f"S{wanted.itemsize + 1}")
-    wanted.sort()
+        # one byte more, so that a longer name does not pass for its beginning
+        found = np.fromiter(_stems(entries), f"S{ids.itemsize + 1}")
     found.sort()
-    if np.array_equal(found, wanted):
+    if np.array_equal(found, ids):
         return
-    found, wanted = visible_files(folder), {name.decode() for name in wanted.tolist()}
+    wanted = {f"{patch_id.decode()}.tif" for patch_id in ids.tolist()}
+    found = visible_files(folder)
     missing, extra = sorted(wanted - found), sorted(found - wanted)
     stems = {Path(name).stem for name in missing}
     suffixes = sorted({Path(name).suffix for name in found if Path(name).stem in stems})

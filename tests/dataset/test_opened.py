@@ -488,6 +488,20 @@ def test_files_with_another_suffix_are_named(copy_of_sample, refused, suffix):
         open_dataset(copy_of_sample)
 
 
+def test_a_file_named_as_an_id_without_its_suffix_is_not_the_patch(copy_of_sample, refused):
+    file = sorted((copy_of_sample / "train").iterdir())[7]
+    file.rename(file.with_suffix(""))
+    with refused(FileNotFoundError, file, "1 of 60"):
+        open_dataset(copy_of_sample)
+
+
+def test_a_name_that_begins_as_an_id_does_is_another_file(copy_of_sample, refused):
+    file = sorted((copy_of_sample / "train").iterdir())[7]
+    file.rename(file.with_name(f"{file.stem}0.tif"))
+    with refused(FileNotFoundError, file, "1 of 60"):
+        open_dataset(copy_of_sample)
+
+
 def test_labels_as_a_spreadsheet_writes_them(copy_of_sample, sample):
     table = copy_of_sample / "train_labels.csv"
     rows = table.read_text().splitlines()
