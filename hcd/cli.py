@@ -272,6 +272,7 @@ def _add_run(commands):
     add("--slides", metavar="FILE", help="CSV of id,wsi; default: slides.csv of the data folder")
     add("--remove-outliers", action="store_true", help="drop too dark and bright patches (In 10)")
     add("--back-to-stage1", action="store_true", help="go on with the stage-1 model (In 29)")
+    add("--robust", action="store_true", help="what helps on unseen slides: see Recipe.robust")
     recipe = command.add_argument_group(
         "recipe", "the walkthrough's values; the sample has smaller ones of its own"
     )

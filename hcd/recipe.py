@@ -10,6 +10,7 @@ from .corners import corner_depth, require_shallow_corners
 from .errors import InputError, InputTypeError
 
 SPLITS = ("random", "islands", "slides")
+ROBUST = {"crop_size": 96, "max_shift": 0, "max_rotation": 0}  # see `Recipe.robust`
 
 
 def _require(ok, text):
@@ -124,6 +125,15 @@ class Recipe:
             rng_seed=0,
         )
         return cls(**{**small, **changes})
+
+    @classmethod
+    def robust(cls, **changes: Any) -> "Recipe":
+        """Return the walkthrough's recipe with what helps on slides that the model has never seen:
+        the whole patch in the place of a shifted and slightly turned crop of it.
+
+        What was tried and what it came to stands in tests/benchmarks/README.md.
+        """
+        return cls(**{**ROBUST, **changes})
 
     @classmethod
     def from_stored(cls, values: dict) -> "Recipe":

@@ -5,12 +5,14 @@ import json
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import fastai.vision
+import numpy as np
 import pytest
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcd import Recipe
+from hcd.reader import augment, tone_table
 
 WALKTHROUGH = {  # written down from the walkthrough's cells, not from hcd
     "original_size": 96,
@@ -82,6 +84,22 @@ def test_sample_is_small_from_scratch_and_repeatable_and_takes_changes():
     assert Recipe.sample(arch="alexnet", rng_seed=None) == replace(
         recipe, arch="alexnet", rng_seed=None
     )
+
+
+def test_robust_takes_the_whole_patch_and_changes_nothing_else():
+    changed = {
+        name: value for name, value in asdict(Recipe.robust()).items() if value != WALKTHROUGH[name]
+    }
+    assert changed == {"crop_size": 96, "max_shift": 0, "max_rotation": 0}
+    assert Recipe.robust(arch="alexnet", crop_size=94) == Recipe(
+        arch="alexnet", crop_size=94, max_shift=0, max_rotation=0
+    )
+    patch = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    seen = {
+        augment(patch, Recipe.robust(max_brightness=0, max_contrast=0)).tobytes() for _ in range(99)
+    }
+    assert len(seen) == 8  # the turns and flips of the whole patch
+    assert all(sorted(one) == sorted(tone_table(0, 0)[patch].tobytes()) for one in list(seen)[:2])
 
 
 def test_margin():
