@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import fastai.vision
 import numpy as np
 import pytest
 import torch
@@ -136,6 +137,34 @@ def test_what_somebody_changes_in_a_set_is_done_to_its_items(sample, small_recip
     assert not plain.unchanged()
     (images, labels), *_ = data.valid_dl
     assert images.shape[1:] == (3, 90, 90) and images.is_floating_point()
+
+
+def test_fastais_own_augmentation_on_top_is_done_to_images(sample, small_recipe, split):
+    seen = []
+    for where in (False, True):
+        recipe = replace(small_recipe, rng_seed=0, resident=where)
+        data = make_databunch(sample, recipe, split[1], 0, "cpu")
+        data.valid_ds.tfms = [fastai.vision.rotate(degrees=(9, 9), p=1.0)]
+        random.seed(0), np.random.seed(0)
+        seen.append([images.numpy().tobytes() for images, _ in data.valid_dl])
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("rng_seed", [None, 0])
+def test_a_test_set_that_is_added_later_is_read_from_its_files(
+    sample, small_recipe, split, rng_seed
+):
+    seen = []
+    for where in (False, True):
+        recipe = replace(small_recipe, rng_seed=rng_seed, resident=where)
+        data = make_databunch(sample, recipe, split[1], 0, "cpu")
+        data.add_test([sample.test_path(patch_id) for patch_id in sample.test_ids[:5]])
+        random.seed(0)
+        seen.append([images.numpy().tobytes() for images, _ in data.test_dl])
+        learner = hcd.get_learner(data, recipe)
+        torch.manual_seed(0), random.seed(0)
+        assert hcd.predict_tta(learner, 2, progress=False).shape == (5, 2)
+    assert seen[0] == seen[1]
 
 
 def test_only_a_gpu_takes_patches_unasked(sample, small_recipe, split):
