@@ -11,6 +11,7 @@ from torch import nn
 
 from .disk.whole import StrPath
 from .engine.arch import find_arch, require_weights, with_pretrained_flag
+from .engine.average import MeanWeights
 from .engine.compat import DataBunch
 from .engine.device import find_device
 from .engine.fast import FastModel, LossScaler, low_precision
@@ -26,7 +27,7 @@ def get_learner(data: DataBunch, recipe: Recipe, path: StrPath = ".") -> Learner
 
     Args:
         data: see `make_databunch`.
-        recipe: `arch`, `pretrained`, `head_dropout` and `fast`.
+        recipe: `arch`, `pretrained`, `head_dropout`, `mean_weights` and `fast`.
         path: folder under which `Learner.save` keeps models/<name>.pth.
     Returns:
         fastai Learner with accuracy as metric and a live graph of the losses.
@@ -63,6 +64,8 @@ def get_learner(data: DataBunch, recipe: Recipe, path: StrPath = ".") -> Learner
         learner.callbacks.append(LossScaler(learner))
     elif recipe.fast:
         learner.callbacks.append(DecayAtOnce(learner))
+    if recipe.mean_weights:
+        learner.callbacks.append(MeanWeights(learner))
     learner.callbacks += across_ranks(learner)
     return learner
 

@@ -10,7 +10,8 @@ from .corners import corner_depth, require_shallow_corners
 from .errors import InputError, InputTypeError
 
 SPLITS = ("random", "islands", "slides")
-ROBUST = {"crop_size": 96, "max_shift": 0, "max_rotation": 0}  # see `Recipe.robust`
+# see `Recipe.robust`
+ROBUST = {"crop_size": 96, "max_shift": 0, "max_rotation": 0, "mean_weights": True}
 
 
 def _require(ok, text):
@@ -50,6 +51,8 @@ class Recipe:
         head_max_lr: highest learning rate of stage 1.
         finetune_epochs: epochs of stage 2, which trains everything.
         finetune_max_lr: highest learning rates of stage 2, of the first and of the last layers.
+        mean_weights: end stage 2 on the mean of the weights over its last epoch, see
+            `engine.average.MeanWeights`.
         tta_passes: augmented predictions to average for each test patch.
         rng_seed: makes a run repeatable; without it every generator stays as it is, as in the
             walkthrough.
@@ -87,6 +90,7 @@ class Recipe:
     head_max_lr: float = 2e-2
     finetune_epochs: int = 12
     finetune_max_lr: tuple = (4e-5, 4e-4)
+    mean_weights: bool = False
     tta_passes: int = 12
     rng_seed: int | None = None
     fast: bool = False
@@ -129,7 +133,8 @@ class Recipe:
     @classmethod
     def robust(cls, **changes: Any) -> "Recipe":
         """Return the walkthrough's recipe with what helps on slides that the model has never seen:
-        the whole patch in the place of a shifted and slightly turned crop of it.
+        the whole patch in the place of a shifted and slightly turned crop of it, and the mean of
+        the weights over the last epoch.
 
         What was tried and what it came to stands in tests/benchmarks/README.md.
         """

@@ -330,7 +330,7 @@ def test_every_value_of_the_recipe_has_a_flag(notebook):
 
 
 def test_robust_is_a_recipe_that_flags_may_change(notebook):
-    robust = {"crop_size": 96, "max_shift": 0, "max_rotation": 0}
+    robust = {"crop_size": 96, "max_shift": 0, "max_rotation": 0, "mean_weights": True}
     assert main(["run", "--robust"]) == 0
     assert notebook.calls[-1][1]["recipe_changes"] == robust
     assert main(["run", "--max-rotation", "2", "--robust", "--fast", "--crop-size", "94"]) == 0

@@ -137,6 +137,8 @@ def test_a_run_on_a_pack_on_every_device_and_in_every_mode(
     recipe = replace(
         small_recipe,
         fast=mode != "plain",
+        resident=mode == "fast",
+        mean_weights=mode == "fast",
         finetune_epochs=2,
         sweep_iterations=2,
         sweep_weight_decays=(1e-2,),
