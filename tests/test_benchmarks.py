@@ -2,6 +2,7 @@
 here is timed."""
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from benchmarks import auc, audit, cold, curve, plain, robust, startup
+from benchmarks import auc, audit, cold, curve, gpu, plain, robust, startup
 from benchmarks.rows import drawn, require_equal
 
 import hcd
@@ -172,6 +173,36 @@ def test_the_curve_command_trains_judges_and_goes_on(cut_slides, tmp_path, capsy
 
 
 @pytest.mark.long
+@pytest.mark.long
+def test_the_gpu_command_runs_whole_on_a_cpu(tmp_path, capsys):
+    file = tmp_path / "gpu.json"
+    gpu.main(["--tiny", "--device", "cpu", "--whole", "1", "1", "--json", str(file)])
+    found, told = json.loads(file.read_text()), capsys.readouterr().out
+    assert list(found["modes"]) == list(found["passes"]) == ["plain", "fast", "resident"]
+    rates = [
+        rate for both in found["modes"].values() for one in both.values() for rate in one["rounds"]
+    ]
+    assert len(rates) == 6 and min(rates) > 0 and min(found["passes"].values()) > 0
+    assert found["whole"]["epochs"] == [1, 1] and found["whole"]["stage 2"] > 0
+    one, two = (found["modes"]["fast"][stage]["median"] for stage in ("stage 1", "stage 2"))
+    expected = (8 * 198_022 + 3 * 600 * 128) / one + (12 * 198_022 + 100 * 128) / two
+    expected += (21 * 22_003 + 12 * 57_458) / found["passes"]["fast"]
+    assert found["minutes by multiplication"]["fast"] == pytest.approx(expected / 60)
+    assert f"| stage 2, patches/s | {found['modes']['plain']['stage 2']['median']:,.0f} |" in told
+
+
+def test_time_that_several_kernels_share_counts_once():
+    assert gpu.covered([(0, 2), (1, 3), (5, 6), (5, 5.5), (2.5, 3)]) == 4
+    assert gpu.covered([]) == 0
+
+
+@pytest.mark.parametrize("modes", [["fast"], ["resident"]])
+@pytest.mark.long
+def test_the_gpu_command_measures_one_mode(tmp_path, capsys, modes):
+    gpu.main(["--tiny", "--device", "cpu", "--modes", *modes])
+    assert capsys.readouterr().out.count(f"| | {modes[0]} |") == 1
+
+
 def test_the_robust_command_compares_each_change_with_the_plain_recipe(
     cut_slides, tmp_path, capsys
 ):

@@ -265,13 +265,13 @@ def whole(dataset, options, folder):
     head, tuned = options.whole or (8, 12)
     count = (100, 20) if options.tiny else (LABELLED, TESTED)
     table, seconds = repeated(dataset, *count), {"epochs": [head, tuned]}
-    iterations = 600 * (head + tuned) // 20
+    iterations = 2 if options.tiny else 600 * (head + tuned) // 20
     recipe = hcd.Recipe(
         arch=options.arch,
         batch_size=options.batch_size,
         pretrained=False,
         fast=True,
-        sweep_iterations=max(2, iterations),
+        sweep_iterations=iterations,
     )
     seconds["sweep iterations"] = recipe.sweep_iterations
 
@@ -292,7 +292,8 @@ def whole(dataset, options, folder):
     with redirect_stdout(io.StringIO()):
         timed("stage 1", lambda: learner.fit_one_cycle(head, recipe.head_max_lr, wd=1e-4))
         learner.unfreeze()
-        timed("range test", lambda: learner.lr_find(wd=recipe.weight_decay))
+        count = min(100, iterations)
+        timed("range test", lambda: learner.lr_find(wd=recipe.weight_decay, num_it=count))
         timed("stage 2", lambda: learner.fit_one_cycle(tuned, slice(*recipe.finetune_max_lr)))
         timed("validation", learner.get_preds)
     timed("averaged passes", lambda: hcd.predict_tta(learner, recipe.tta_passes, progress=False))
