@@ -173,7 +173,6 @@ def test_the_curve_command_trains_judges_and_goes_on(cut_slides, tmp_path, capsy
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_the_gpu_command_runs_whole_on_a_cpu(tmp_path, capsys):
     file = tmp_path / "gpu.json"
     gpu.main(["--tiny", "--device", "cpu", "--whole", "1", "1", "--json", str(file)])
@@ -203,6 +202,7 @@ def test_the_gpu_command_measures_one_mode(tmp_path, capsys, modes):
     assert capsys.readouterr().out.count(f"| | {modes[0]} |") == 1
 
 
+@pytest.mark.long
 def test_the_robust_command_compares_each_change_with_the_plain_recipe(
     cut_slides, tmp_path, capsys
 ):
