@@ -88,8 +88,7 @@ def seeded(data):
 
 
 @pytest.mark.parametrize("rng_seed", [None, 0])
-@pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("fast, workers", [(False, 0), (True, 2)])
 def test_every_batch_is_that_of_the_workers(sample, small_recipe, split, rng_seed, fast, workers):
     seen = []
     for where in (False, True):
