@@ -6,6 +6,7 @@ import random
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..errors import InputError
 from .compat import DataLoader
 from .sharded import own_batch, shared, whole_labels
 
@@ -84,7 +85,12 @@ class PassLoader(DataLoader):
     """DataLoader whose every pass is a function of the rng_seed and the pass's number alone, and
     touches no other generator."""
 
-    def __init__(self, dataset, passes, shuffle=False, **kwargs):
+    def __init__(self, dataset, passes, shuffle=False, sampler=None, **kwargs):
+        if sampler is not None:
+            raise InputError(
+                f"a {type(sampler).__name__} cannot order patches that are drawn by an rng_seed;"
+                " build the databunch with rng_seed=None to give it a sampler"
+            )
         if not isinstance(dataset, DrawnByKey):
             dataset = DrawnByKey(dataset, passes)
         share = kwargs.get("batch_size", 1), bool(kwargs.get("drop_last"))

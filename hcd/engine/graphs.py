@@ -5,7 +5,9 @@ to do them. A graph does the same kernels on the same memory, so no number chang
 do is run Python again, so a network with hooks is not recorded.
 """
 
+import math
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,8 +36,8 @@ class Graphs:
         self.seen: dict[tuple, int] = {}
         self.steps: dict[tuple, Any] = {}
 
-    def __reduce__(self):  # a recording holds for one process and one copy of the weights
-        return Graphs, ()
+    def __reduce__(self):  # a recording holds for one copy of the weights, on one device
+        return type(None), ()
 
     def __call__(self, model: nn.Module, compute: Callable, images: torch.Tensor) -> torch.Tensor:
         """Return what `compute(images)` returns, by a recorded step where there is one.
@@ -48,7 +50,9 @@ class Graphs:
             return compute(images)
         if not self.modules:
             self.modules, self.parameters = list(model.modules()), list(model.parameters())
-        if any(map(_has_hooks, self.modules)):
+            self.buffers = list(model.buffers())
+        hooked = any(map(_has_hooks, self.modules)) or any(map(_is_heard, self.parameters))
+        if hooked or images.requires_grad:
             return compute(images)
         training = torch.is_grad_enabled()
         kind = (
@@ -57,6 +61,7 @@ class Graphs:
             training,
             tuple(one.training for one in self.modules),
             tuple((one.data_ptr(), one.requires_grad) for one in self.parameters),
+            tuple(one.data_ptr() for one in self.buffers),
         )
         if kind not in self.steps:
             self.seen[kind] = self.seen.get(kind, 0) + 1
@@ -69,6 +74,9 @@ class Graphs:
             return compute(images)
         if not training:
             return step.forward(images).clone()
+        earlier = _waiting.get(step, lambda: None)()
+        if earlier is not None and not earlier.done:
+            return compute(images)  # a replay would overwrite what its way back needs
         # autograd goes back through what has an input that wants a gradient
         return _Replayed.apply(images, torch.ones((), requires_grad=True), step)
 
@@ -99,18 +107,30 @@ def _has_hooks(module):
     )
 
 
+def _is_heard(parameter):
+    """Say whether Python is to be run when a parameter gets its gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+# the last replay of each step, which autograd may still have to go back through
+_waiting: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
 class _Replayed(torch.autograd.Function):
     """A recorded step, as autograd sees it; it puts the weights' gradients in their place
     itself."""
 
     @staticmethod
     def forward(ctx, images, anchor, step):
-        ctx.step = step
+        ctx.step, ctx.done = step, False
+        _waiting[step] = weakref.ref(ctx)
         return step.forward(images).clone()
 
     @staticmethod
     def backward(ctx, *gradients):
-        step = ctx.step
+        step, ctx.done = ctx.step, True
+        if _waiting[step]() is not ctx:
+            raise RuntimeError("a recorded step goes back only before the next one is taken")
         # what is there where somebody gathers the gradients of several batches; copied, for it may
         # be the memory that the step writes to
         earlier = [None if one.grad is None else one.grad.clone() for one in step.parameters]
@@ -195,7 +215,7 @@ class DecayAtOnce(LearnerCallback):
     """Decay all weights of a layer group in one launch, where fastai's optimiser decays one after
     the other; no number changes."""
 
-    _order = 998  # after whatever changes gradients
+    _order = math.inf  # after whatever changes gradients, such as fastai's MixedPrecision
 
     def on_backward_end(self, skip_step, **kwargs):
         """Take fastai's step, unless another callback has taken it or wants none."""

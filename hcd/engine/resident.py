@@ -121,12 +121,12 @@ class ResidentItems(DrawnByKey):
     """A set of fastai's that gives a loader the rows and draws of its items, (8,) int64 each,
     instead of images; those where anybody has changed what the set does to an item."""
 
-    own = ("dataset", "passes", "items", "rows")
+    own = ("dataset", "passes", "items", "rows", "cut_by")
 
     def __init__(self, dataset, passes, patches):
         super().__init__(dataset, passes)
         self.items = dataset.x.items
-        self.rows = patches.rows_of(self.items)
+        self.rows, self.cut_by = patches.rows_of(self.items), patches.recipe
 
     def __getitems__(self, keys):
         """Return the items of a batch; torch's loader asks for them at once."""
@@ -135,9 +135,11 @@ class ResidentItems(DrawnByKey):
         return [self._drawn(key) for key in keys]
 
     def unchanged(self):
-        """Say whether the items are still the reader's crops alone, of the same files."""
+        """Say whether the items are still the reader's crops alone, of the same files and by the
+        same recipe."""
         try:
-            require_crops(self.dataset, "the set")
+            if require_crops(self.dataset, "the set") != self.cut_by:
+                return False
         except InputError:
             return False
         return self.dataset.x.items is self.items and self.dataset.item is None

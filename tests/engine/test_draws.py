@@ -156,3 +156,19 @@ def test_fastais_own_augmented_passes_change_the_crops(sample, small_recipe, spl
     passes = list(fastai.vision.tta._tta_only(learner))
     assert max(float((answers - plain).abs().max()) for answers in passes) > 1e-3
     assert torch.equal(learner.get_preds()[0], plain)
+
+
+@pytest.mark.parametrize("resident", [None, True])
+def test_a_sampler_of_somebodys_own_needs_no_rng_seed(
+    sample, small_recipe, split, refused, resident
+):
+    """fastai's OverSamplingCallback gives one."""
+    for rng_seed in (0, None):
+        recipe = replace(small_recipe, rng_seed=rng_seed, resident=resident)
+        data = hcd.make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
+        sampler = torch.utils.data.WeightedRandomSampler([1.0] * len(data.train_ds), 16)
+        if rng_seed is None:
+            assert len(list(data.train_dl.new(shuffle=False, sampler=sampler))) == 2
+            continue
+        with refused(hcd.errors.InputError, "WeightedRandomSampler", "rng_seed=None"):
+            data.train_dl.new(shuffle=False, sampler=sampler)

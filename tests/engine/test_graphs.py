@@ -200,11 +200,50 @@ def test_without_memory_a_step_goes_on_unrecorded(capsys):
     )
 
 
-def test_a_copy_of_a_model_records_anew():
+def gradients(model, *batches):
+    """Return the parameters' gradients of a loss on several batches."""
+    model.zero_grad()
+    sum((place + 1) * model(one).pow(2).sum() for place, one in enumerate(batches)).backward()
+    return [one.grad.clone() for one in model.parameters()]
+
+
+def test_two_batches_in_one_loss_go_back_through_their_own_activations():
+    model = small_model()
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+    [gradients(model, batches[0]) for _ in range(4)]
+    assert AnewStep.made
+    found = gradients(model, *batches)
+    model.graphs = None
+    assert all(map(torch.equal, found, gradients(model, *batches)))
+
+
+def test_what_a_replay_cannot_go_back_through_again_is_refused():
+    model, images = small_model(), torch.randn(4, 3, 8, 8)
+    [gradients(model, images) for _ in range(4)]
+    loss = model(images).sum()
+    loss.backward(retain_graph=True)
+    model(images).sum().backward()
+    with pytest.raises(RuntimeError, match="a recorded step goes back only before"):
+        loss.backward()
+
+
+def test_gradients_that_somebody_waits_for_are_not_replayed():
+    model, images, seen = small_model(), torch.randn(4, 3, 8, 8), []
+    [gradients(model, images) for _ in range(4)]
+    steps = len(model.graphs.steps)
+    gradients(model, images.requires_grad_())
+    assert images.grad.any()
+    model[0][0].weight.register_hook(lambda gradient: seen.append(1))
+    model.graphs.steps = dict.fromkeys(model.graphs.steps)  # replaying would fail below
+    gradients(model, images.detach())
+    assert seen == [1] and len(model.graphs.steps) == steps
+
+
+def test_a_copy_of_a_model_does_not_record():
     model, images = small_model(), torch.randn(4, 3, 8, 8)
     [model(images) for _ in range(5)]
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert not other.graphs.steps
+        assert other.graphs is None and torch.equal(other(images), other(images))
 
 
 def test_decay_at_once_is_fastais(sample, small_recipe, split, monkeypatch):
@@ -212,6 +251,22 @@ def test_decay_at_once_is_fastais(sample, small_recipe, split, monkeypatch):
     ours = trained(sample, recipe, split, epochs=1)
     monkeypatch.setattr(graphs.DecayAtOnce, "on_backward_end", lambda self, **kwargs: {})
     assert trained(sample, recipe, split, epochs=1) == ours
+
+
+def test_fastais_mixed_precision_trains_a_fast_learner(sample, small_recipe, split):
+    """It gives the optimiser gradients after every other callback of fastai's."""
+    data = hcd.make_databunch(sample, replace(small_recipe, fast=True), split[1], 0, "cpu")
+    learner = hcd.get_learner(data, replace(small_recipe, fast=True)).to_fp16()
+    steps, fit_step = [], torch.optim.Adam.step
+
+    def step(optimizer, *given):
+        steps.append(any(p.grad is not None for g in optimizer.param_groups for p in g["params"]))
+        return fit_step(optimizer, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        learner.fit(1, 1e-3)
+    assert any(steps)  # the first ones overflow
 
 
 @cuda

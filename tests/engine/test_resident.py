@@ -138,6 +138,21 @@ def test_what_somebody_changes_in_a_set_is_done_to_its_items(sample, small_recip
     assert images.shape[1:] == (3, 90, 90) and images.is_floating_point()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"max_contrast": 20}, {"max_brightness": 20}, {"resident": None, "stain_jitter": 0.2}],
+)
+def test_another_recipe_that_somebody_gives_a_set_is_followed(sample, small_recipe, split, change):
+    seen = []
+    for where in (False, True):
+        recipe = replace(small_recipe, rng_seed=0, resident=where)
+        data = make_databunch(sample, recipe, split[1], 0, "cpu")
+        data.valid_ds.x.recipe = replace(recipe, **change)
+        np.random.seed(0)
+        seen.append([images.numpy().tobytes() for images, _ in data.valid_dl])
+    assert seen[0] == seen[1]
+
+
 def test_fastais_own_augmentation_on_top_is_done_to_images(sample, small_recipe, split):
     seen = []
     for where in (False, True):
