@@ -10,8 +10,6 @@ from .corners import corner_depth, require_shallow_corners
 from .errors import InputError, InputTypeError
 
 SPLITS = ("random", "islands", "slides")
-# see `Recipe.robust`
-ROBUST = {"crop_size": 96, "max_shift": 0, "max_rotation": 0, "mean_weights": True}
 
 
 def _require(ok, text):
@@ -138,7 +136,7 @@ class Recipe:
 
         What was tried and what it came to stands in tests/benchmarks/README.md.
         """
-        return cls(**{**ROBUST, **changes})
+        return cls(**robust_changes(changes))
 
     @classmethod
     def from_stored(cls, values: dict) -> "Recipe":
@@ -316,6 +314,13 @@ class Recipe:
             f"finetune_max_lr={self.finetune_max_lr} must be (lowest, highest) with 0 < lowest <="
             " highest",
         )
+
+
+def robust_changes(changes: dict) -> dict:
+    """Return the fields of `Recipe.robust`, with changes of one's own on top."""
+    size = changes.get("original_size", Recipe.original_size)
+    whole = {"crop_size": size, "max_shift": 0, "max_rotation": 0, "mean_weights": True}
+    return {**whole, **changes}
 
 
 def _named(arch):

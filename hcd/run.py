@@ -15,7 +15,7 @@ from .disk.whole import read_json
 from .engine.ranks import launched
 from .errors import InputError, Refused
 from .learner import check_machine
-from .recipe import ROBUST, Recipe
+from .recipe import Recipe, robust_changes
 from .runs import events
 from .runs.folder import (
     locked_output,
@@ -277,8 +277,8 @@ def asked_recipe(options) -> Recipe:
 def recipe_changes(options) -> dict:
     """Return the recipe fields that were given on the command line, --robust for its own."""
     given = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    changes = ROBUST if options.robust else {}
-    return {**changes, **{name: value for name, value in given.items() if value is not None}}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return robust_changes(changes) if options.robust else changes
 
 
 def print_table(metrics, output, left=("walkthrough.html", "figures", "model", "metrics.json")):

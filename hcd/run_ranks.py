@@ -31,7 +31,7 @@ from .run import (
 from .runs import events
 from .runs.progress import say, shown_progress
 from .runs.record import note_end, noted_warnings
-from .terminal import tell
+from .terminal import tell, tell_launcher
 from .walkthrough import run_walkthrough
 
 MENDABLE = (InputError, OSError)
@@ -74,6 +74,7 @@ def _told(error, ranks, watch) -> NoReturn:
             tell(f"a rank has died, or cannot be reached any more; {watch.go_on}")
         elif mendable:
             tell(f"{where}{error}")
+            tell_launcher(f"{where}{error}")
         else:
             traceback.print_exception(error)
             tell(f"{where}failed with {type(error).__name__}; when that is mended, {watch.go_on}")
@@ -129,11 +130,12 @@ def _run(options, ranks, watch) -> None:
 
 
 def _asked(options) -> dict:
-    """Return what the command line of every rank must say; a data set may lie elsewhere."""
+    """Return what the command line of every rank must say."""
     names = [field.name for field in fields(Recipe)]
-    names += ["output", "resume", "remove_outliers", "back_to_stage1"]
+    names += ["output", "resume", "remove_outliers", "back_to_stage1", "robust"]
     asked = {name: str(getattr(options, name)) for name in names}
-    return {**asked, "a_data_set": str(bool(options.data))}
+    given = {"a_data_set": options.data, "slides": options.slides}  # which may lie elsewhere
+    return {**asked, **{name: str(bool(value)) for name, value in given.items()}}
 
 
 def _walk(options, output, record, device) -> None:

@@ -95,6 +95,7 @@ def test_robust_takes_the_whole_patch_and_mean_weights_and_changes_nothing_else(
     assert Recipe.robust(arch="alexnet", crop_size=94) == Recipe(
         arch="alexnet", crop_size=94, max_shift=0, max_rotation=0, mean_weights=True
     )
+    assert Recipe.robust(original_size=64).crop_size == 64
     patch = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     seen = {
         augment(patch, Recipe.robust(max_brightness=0, max_contrast=0)).tobytes() for _ in range(99)

@@ -204,11 +204,26 @@ class RecordedSteps(LearnerCallback):
 
     def on_train_begin(self, **kwargs):
         """Begin to record."""
+        self.made_of = _made_of(self.learn.model)
         record_steps(self.learn.model, self.learn.data.device)
+
+    def on_epoch_begin(self, **kwargs):
+        """Begin anew where somebody has changed the network, such as its layers or a dropout; a
+        recording holds all of it."""
+        if self.made_of != _made_of(self.learn.model):
+            self.on_train_begin()
 
     def on_train_end(self, **kwargs):
         """Stop it."""
         forget_steps(self.learn.model)
+
+
+def _made_of(model):
+    """Return what a recording takes for given and no call looks at: which layers there are, their
+    numbers, and which weights are trained."""
+    numbers = ("p", "momentum", "eps")
+    layers = [(id(one), *(getattr(one, name, None) for name in numbers)) for one in model.modules()]
+    return layers, [one.requires_grad for one in model.parameters()]
 
 
 class DecayAtOnce(LearnerCallback):

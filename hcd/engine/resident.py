@@ -121,28 +121,30 @@ class ResidentItems(DrawnByKey):
     """A set of fastai's that gives a loader the rows and draws of its items, (8,) int64 each,
     instead of images; those where anybody has changed what the set does to an item."""
 
-    own = ("dataset", "passes", "items", "rows", "cut_by")
+    own = ("dataset", "passes", "names", "rows", "cut_by")
 
     def __init__(self, dataset, passes, patches):
         super().__init__(dataset, passes)
-        self.items = dataset.x.items
-        self.rows, self.cut_by = patches.rows_of(self.items), patches.recipe
+        self.names = np.array(dataset.x.items)  # a copy, for somebody may write into the list
+        self.rows, self.cut_by = patches.rows_of(self.names), patches.recipe
 
     def __getitems__(self, keys):
         """Return the items of a batch; torch's loader asks for them at once."""
-        if not self.unchanged():
+        if not self.unchanged([key[1] if isinstance(key, tuple) else key for key in keys]):
             return [self[key] for key in keys]
         return [self._drawn(key) for key in keys]
 
-    def unchanged(self):
-        """Say whether the items are still the reader's crops alone, of the same files and by the
+    def unchanged(self, indices=slice(None)):
+        """Say whether these items are still the reader's crops alone, of the same files and by the
         same recipe."""
         try:
             if require_crops(self.dataset, "the set") != self.cut_by:
                 return False
         except InputError:
             return False
-        return self.dataset.x.items is self.items and self.dataset.item is None
+        items = np.asarray(self.dataset.x.items)
+        same = len(items) == len(self.names) and (items[indices] == self.names[indices]).all()
+        return bool(same) and self.dataset.item is None
 
     def _drawn(self, key):
         by_key = isinstance(key, tuple)

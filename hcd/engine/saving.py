@@ -17,6 +17,7 @@ from ..errors import InputError
 from .bars import FitBar, OneBar, close_bars
 from .compat import fastai, load_tensors
 from .given import unwrapped
+from .graphs import forget_steps
 from .ranks import is_first, on_first
 from .sharded import in_step
 
@@ -78,6 +79,7 @@ class Learner(fastai.basic_train.Learner):
         finally:
             self.callback_fns = makers
             close_bars(self)
+            forget_steps(self.model)  # where a callback has failed before fastai's own try
 
     def lr_find(
         self,

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from hcd.evidence.intervals import auc_covariance
-from hcd.recipe import ROBUST
+from hcd.recipe import robust_changes
 
 from .curve import RECIPE, train
 
@@ -33,7 +33,7 @@ CHANGES = {
     "stain jitter 0.2": {"stain_jitter": 0.2},
     "the whole 96 px": {"crop_size": 96, "max_shift": 0, "max_rotation": 0},
     "mean weights": {"mean_weights": True},
-    "robust": ROBUST,
+    "robust": robust_changes({}),
     "gentler rates": {"head_max_lr": 5e-3, "finetune_max_lr": (2e-5, 2e-4)},
 }
 HEADER = (

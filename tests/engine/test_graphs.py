@@ -246,6 +246,51 @@ def test_a_copy_of_a_model_does_not_record():
         assert other.graphs is None and torch.equal(other(images), other(images))
 
 
+class Meddle(LearnerCallback):
+    """Change the network between two epochs, or fail before the first."""
+
+    def __init__(self, learn, how):
+        super().__init__(learn)
+        self.how, self.kept = how, []
+
+    def on_train_begin(self, **kwargs):
+        if self.how == "fail":
+            raise ValueError("no fit today")
+
+    def on_epoch_begin(self, epoch, **kwargs):
+        self.kept.append(self.learn.model.graphs)
+        if epoch == 1 and self.how == "dropout":
+            self.learn.model[1][3].p = 0.9
+        if epoch == 1 and self.how == "freeze":
+            next(self.learn.model.parameters()).requires_grad_(False)
+
+
+@pytest.mark.parametrize("how, count", [("nothing", 1), ("dropout", 2), ("freeze", 2)])
+def test_a_network_that_is_changed_between_epochs_is_recorded_anew(
+    sample, small_recipe, split, recording, how, count
+):
+    recipe = replace(small_recipe, fast=True, batch_size=10)
+    data = hcd.make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
+    learner = hcd.get_learner(data, recipe)
+    learner.callbacks.append(graphs.RecordedSteps(learner))
+    meddle = Meddle(learner, how)
+    meddle._order = -1000  # before the recording looks
+    learner.fit(3, 1e-4, callbacks=[meddle])
+    assert len({id(one) for one in (*meddle.kept,)}) == count and learner.model.graphs is None
+
+
+def test_a_fit_that_fails_before_it_begins_leaves_no_recording(
+    sample, small_recipe, split, recording
+):
+    recipe = replace(small_recipe, fast=True, batch_size=10)
+    data = hcd.make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
+    learner = hcd.get_learner(data, recipe)
+    learner.callbacks.append(graphs.RecordedSteps(learner))
+    with pytest.raises(ValueError, match="no fit today"):
+        learner.fit(1, 1e-4, callbacks=[Meddle(learner, "fail")])
+    assert learner.model.graphs is None
+
+
 def test_decay_at_once_is_fastais(sample, small_recipe, split, monkeypatch):
     recipe = replace(small_recipe, fast=True)
     ours = trained(sample, recipe, split, epochs=1)

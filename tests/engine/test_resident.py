@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import hcd
 from hcd import Recipe, make_databunch
 from hcd.engine import resident
+from hcd.engine.device import set_rng_seed
 from hcd.engine.resident import ResidentItems, ResidentPatches
 from hcd.errors import InputError
 from hcd.reader import apply_draw, draw_augmentation
@@ -150,6 +151,19 @@ def test_another_recipe_that_somebody_gives_a_set_is_followed(sample, small_reci
         data.valid_ds.x.recipe = replace(recipe, **change)
         np.random.seed(0)
         seen.append([images.numpy().tobytes() for images, _ in data.valid_dl])
+    assert seen[0] == seen[1]
+
+
+def test_items_that_somebody_writes_into_the_list_are_read(sample, small_recipe, split):
+    seen = []
+    for where in (False, True):
+        data = make_databunch(sample, replace(small_recipe, resident=where), split[1], 0, "cpu")
+        data.valid_ds.x.items[:] = data.valid_ds.x.items[::-1].copy()
+        data.test_ds.x.items[:3] = data.test_ds.x.items[3:6].copy()
+        learner = hcd.get_learner(data, small_recipe)
+        set_rng_seed(0)
+        hcd.predict_tta(learner, 2, progress=False)
+        seen.append([images.numpy().tobytes() for images, _ in (*data.valid_dl, *data.test_dl)])
     assert seen[0] == seen[1]
 
 
