@@ -115,9 +115,12 @@ def _run(options, ranks, watch) -> None:
     with ExitStack() as stack:
         noted = stack.enter_context(noted_warnings())
         output, record = on_first(lambda: stack.enter_context(_begun(options, noted)))
+        # on one machine a fixed port would be in the way of another run
+        alone = "--standalone " if ranks.neighbours == ranks.world else ""
+        where = f" --device {device}" if options.device == "cpu" else ""
         watch.go_on = (
-            f"go on with: torchrun --nproc-per-node {ranks.neighbours} -m hcd.cli run"
-            f" --resume {shlex.quote(os.path.relpath(output))}"
+            f"go on with: torchrun {alone}--nproc-per-node {ranks.neighbours} -m hcd.cli run"
+            f" --resume {shlex.quote(os.path.relpath(output))}{where}"
         )
         if not on_first(lambda: is_complete(output)):
             with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
