@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,17 @@ from torch.func import functional_call
 from .fast import FastModel
 
 EAGER = 2  # calls of one kind that go before its recording: cuDNN picks its kernels in them
+
+
+@dataclass
+class _Kind:
+    """Calls with one shape of batch and one state of the network, how many there were, and their
+    recorded step."""
+
+    batch: tuple
+    state: list
+    seen: int = 0
+    step: Any = None
 
 
 class Graphs:
@@ -33,8 +45,7 @@ class Graphs:
         self.record = record or CudaStep
         self.modules: list = []
         self.recording = False
-        self.seen: dict[tuple, int] = {}
-        self.steps: dict[tuple, Any] = {}
+        self.kinds: list[_Kind] = []
 
     def __reduce__(self):  # a recording holds for one copy of the weights, on one device
         return type(None), ()
@@ -55,21 +66,14 @@ class Graphs:
         if hooked or images.requires_grad:
             return compute(images)
         training = torch.is_grad_enabled()
-        kind = (
-            images.shape,
-            images.dtype,
-            training,
-            tuple(one.training for one in self.modules),
-            tuple((one.data_ptr(), one.requires_grad) for one in self.parameters),
-            tuple(one.data_ptr() for one in self.buffers),
-        )
-        if kind not in self.steps:
-            self.seen[kind] = self.seen.get(kind, 0) + 1
-            if self.seen[kind] <= EAGER:
-                return compute(images)
+        kind = self._kind(images, training)
+        kind.seen += 1
+        if kind.seen <= EAGER:
+            return compute(images)
+        if kind.seen == EAGER + 1:
             trained = [one for one in self.parameters if training and one.requires_grad]
-            self.steps[kind] = self._recorded(model, images, trained)
-        step = self.steps[kind]
+            kind.step = self._recorded(model, images, trained)
+        step = kind.step
         if step is None:
             return compute(images)
         if not training:
@@ -79,6 +83,20 @@ class Graphs:
             return compute(images)  # a replay would overwrite what its way back needs
         # autograd goes back through what has an input that wants a gradient
         return _Replayed.apply(images, torch.ones((), requires_grad=True), step)
+
+    def _kind(self, images, training):
+        """Return what is known of calls like this one; compared, for to hash a thousand numbers
+        takes longer."""
+        batch = (images.shape, images.dtype, training)
+        state = [one.training for one in self.modules]
+        state += [one.requires_grad for one in self.parameters]
+        state += [one.data_ptr() for one in self.parameters]
+        state += [one.data_ptr() for one in self.buffers]
+        for kind in self.kinds:
+            if kind.batch == batch and kind.state == state:
+                return kind
+        self.kinds.append(_Kind(batch, state))
+        return self.kinds[-1]
 
     def _recorded(self, model, images, parameters):
         """Return a recorded step, or None where it cannot be had."""
