@@ -32,6 +32,7 @@ class _Kind:
     state: list
     seen: int = 0
     step: Any = None
+    last: Callable = lambda: None  # its last replay, which autograd may still go back through
 
 
 class Graphs:
@@ -78,11 +79,11 @@ class Graphs:
             return compute(images)
         if not training:
             return step.forward(images).clone()
-        earlier = _waiting.get(step, lambda: None)()
+        earlier = kind.last()
         if earlier is not None and not earlier.done:
             return compute(images)  # a replay would overwrite what its way back needs
         # autograd goes back through what has an input that wants a gradient
-        return _Replayed.apply(images, torch.ones((), requires_grad=True), step)
+        return _Replayed.apply(images, torch.ones((), requires_grad=True), kind)
 
     def _kind(self, images, training):
         """Return what is known of calls like this one; compared, for to hash a thousand numbers
@@ -130,24 +131,20 @@ def _is_heard(parameter):
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
-# the last replay of each step, which autograd may still have to go back through
-_waiting: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
 class _Replayed(torch.autograd.Function):
     """A recorded step, as autograd sees it; it puts the weights' gradients in their place
     itself."""
 
     @staticmethod
-    def forward(ctx, images, anchor, step):
-        ctx.step, ctx.done = step, False
-        _waiting[step] = weakref.ref(ctx)
-        return step.forward(images).clone()
+    def forward(ctx, images, anchor, kind):
+        ctx.kind, ctx.done = kind, False
+        kind.last = weakref.ref(ctx)
+        return kind.step.forward(images).clone()
 
     @staticmethod
     def backward(ctx, *gradients):
-        step, ctx.done = ctx.step, True
-        if _waiting[step]() is not ctx:
+        step, ctx.done = ctx.kind.step, True
+        if ctx.kind.last() is not ctx:
             raise RuntimeError("a recorded step goes back only before the next one is taken")
         # what is there where somebody gathers the gradients of several batches; copied, for it may
         # be the memory that the step writes to

@@ -108,7 +108,7 @@ class ResidentPatches:
         for lower in (0, 1):
             for further in (0, 1):
                 column, line = (x >> 5) + further, (y >> 5) + lower
-                weight = _part(x, further) * _part(y, lower) * (32768 // SUBPIXELS**2)
+                weight = _part(x, further) * _part(y, lower) * (2**WEIGHT_BITS // SUBPIXELS**2)
                 inside = (column >= 0) & (column < size) & (line >= 0) & (line < size)
                 place = line.clamp(0, size - 1) * size + column.clamp(0, size - 1)
                 place = rows[:, None, None] * size**2 + place
@@ -159,8 +159,8 @@ class ResidentItems(DrawnByKey):
 class ResidentLoader(DataLoader):
     """DataLoader whose batches are cut on the device."""
 
-    def __init__(self, dataset, patches, **kwargs):
-        super().__init__(dataset, **kwargs)
+    def __init__(self, *args, patches, **kwargs):
+        super().__init__(*args, **kwargs)
         self.patches, self.init_kwargs["patches"] = patches, patches
 
     def __iter__(self):
@@ -168,16 +168,8 @@ class ResidentLoader(DataLoader):
         return map(self.patches.cut, super().__iter__())
 
 
-class ResidentPassLoader(PassLoader):
+class ResidentPassLoader(ResidentLoader, PassLoader):
     """PassLoader whose batches are cut on the device."""
-
-    def __init__(self, dataset, passes, patches, **kwargs):
-        super().__init__(dataset, passes, **kwargs)
-        self.patches, self.init_kwargs["patches"] = patches, patches
-
-    def __iter__(self):
-        """Begin a pass."""
-        return map(self.patches.cut, super().__iter__())
 
 
 def make_resident(data: DataBunch, recipe: Recipe) -> None:

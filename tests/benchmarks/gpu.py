@@ -31,7 +31,7 @@ from fastai.basic_train import LearnerCallback
 from hcd.engine.device import find_device
 
 from . import plain
-from .__main__ import EPOCH, machine
+from .__main__ import EPOCH, machine, now
 
 MODES = {"plain": None, "fast": {"resident": False}, "resident": {"resident": True}}
 STAGES = {"stage 1": ("freeze", {"max_lr": 2e-2, "wd": 1e-4}), "stage 2": ("unfreeze", {})}
@@ -82,13 +82,6 @@ def covered(spans):
         total += max(0, last - max(first, end))
         end = max(end, last)
     return total
-
-
-def now(device):
-    """Return the clock in seconds, once the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def main(arguments=None):
