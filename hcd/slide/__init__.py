@@ -1,0 +1,1 @@
+"""Whole slides: where on them a model of patches sees tumour."""
