@@ -9,9 +9,11 @@ which has no pkg_resources any more (ModuleNotFoundError on `import fastai`); fa
 text, where "10" comes before "6.0.0", and would draw a terminal's bars in a notebook.
 """
 
+import atexit
 import io
 import platform
 import warnings
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -158,13 +160,29 @@ class DataLoader(torch.utils.data.DataLoader):
 
     def __iter__(self):
         """Begin a pass, with new workers where one of those that persist has died; torch would wait
-        for the dead in every pass."""
+        for the dead in every pass.
+
+        torch 2.11 waits 5 s at the program's end for each worker that persists and pins memory,
+        without having told it to stop, minutes on a GPU (2.14 does not); they are told here. What
+        was registered last is done first, so theirs must have been registered before.
+        """
         if self._iterator is not None and not all(
             worker.is_alive() for worker in self._iterator._workers
         ):
             self._iterator._shutdown_workers()
             self._iterator = None
-        return super().__iter__()
+        first = self._iterator is None
+        found = super().__iter__()
+        if first and self._iterator is not None:
+            atexit.register(_stop_workers, weakref.ref(self._iterator))
+        return found
+
+
+def _stop_workers(reference):
+    """End a loader's workers, if it is still there."""
+    iterator = reference()
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def library_versions():

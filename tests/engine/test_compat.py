@@ -103,6 +103,31 @@ def test_a_generator_of_its_own_decides_the_order():
     assert order(1) == order(1) != order(2) and sorted(order(1)) == list(range(20))
 
 
+OLD_END = """
+import atexit
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Iterator
+from hcd.engine import compat
+
+def tell(workers):
+    print([worker.is_alive() for worker in workers])
+
+def begin(self, loader, first=Iterator.__init__):
+    first(self, loader)
+    atexit.register(tell, self._workers)  # as torch 2.11 waits for them, if memory is pinned
+
+Iterator.__init__ = begin
+loader = compat.DataLoader(range(20), batch_size=5, num_workers=2, persistent_workers=True)
+assert len(list(loader)) == len(list(loader)) == 4
+"""
+
+
+def test_at_the_end_persistent_workers_have_stopped_before_torch_waits_for_them():
+    done = subprocess.run(
+        [sys.executable, "-c", OLD_END], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "[False, False]\n"), done.stderr
+
+
 def test_persistent_workers_stay_between_passes():
     loader = compat.DataLoader(Numbers(), batch_size=7, num_workers=1, persistent_workers=True)
     passes = []
