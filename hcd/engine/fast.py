@@ -1,12 +1,12 @@
 """`Recipe(fast=True)`: the same network, trained and evaluated in 16-bit arithmetic and in the
 memory layout that suits it.
 
-The optimiser stays as it is: on CUDA torch's Adam uses its foreach kernels by itself, and on two
-cores it takes 4 to 5 % of a step. Fused it fails under a GradScaler (TypeError), which takes
-fastai's OptimWrapper around it for an optimiser that unscales on its own. Nor is torch.compile
-used: for DenseNet-169 at batch 64, on two busy cores, it worked for 8 minutes on training and
-nearly 3 on evaluation and saved 0.8 of 4.6 s a training step and nothing in evaluation, which 800
-steps repay; not measured on a GPU.
+On CUDA the optimiser stays as it is: torch's Adam uses its foreach kernels by itself, and fused it
+fails under a GradScaler (TypeError), which takes fastai's OptimWrapper around it for an optimiser
+that unscales on its own. On a CPU see `graphs.take_step`. Nor is torch.compile used: for
+DenseNet-169 at batch 64, on two busy cores, it worked for 8 minutes on training and nearly 3 on
+evaluation and saved 0.8 of 4.6 s a training step and nothing in evaluation, which 800 steps repay;
+not measured on a GPU.
 """
 
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from fastai.basic_train import LearnerCallback
 from torch import nn
+
+from .dense import hasten_blocks
 
 
 class FastModel(nn.Sequential):
@@ -29,6 +31,7 @@ class FastModel(nn.Sequential):
     def __init__(self, model):
         super().__init__(*model.children())
         self.to(memory_format=torch.channels_last)
+        hasten_blocks(self)
 
     def forward(self, images):
         if self.graphs is None:

@@ -243,7 +243,7 @@ def _made_of(model):
 
 class DecayAtOnce(LearnerCallback):
     """Decay all weights of a layer group in one launch, where fastai's optimiser decays one after
-    the other; no number changes."""
+    the other, and step."""
 
     _order = math.inf  # after whatever changes gradients, such as fastai's MixedPrecision
 
@@ -262,5 +262,20 @@ class DecayAtOnce(LearnerCallback):
                     if decayed:
                         torch._foreach_mul_(decayed, 1 - wd * lr)
             wrapper.set_val("weight_decay", [0] * len(wrapper._wd))
-        wrapper.opt.step()
+        take_step(wrapper.opt, self.learn.data.device)
         return {"skip_step": True}
+
+
+def take_step(optimiser, device):
+    """Take an optimiser's step; on a CPU fused, which is three times as fast, unless it was told
+    how. What is saved does not say so, for it may be loaded on another machine."""
+    groups = optimiser.param_groups if device.type == "cpu" else []
+    # None leaves it to torch; an optimiser without such kernels has no such key
+    free = [one for one in groups if one.get("fused", 0) is one.get("foreach", 0) is None]
+    for one in free:
+        one["fused"] = True
+    try:
+        optimiser.step()
+    finally:
+        for one in free:
+            one["fused"] = None

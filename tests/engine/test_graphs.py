@@ -294,9 +294,38 @@ def test_a_fit_that_fails_before_it_begins_leaves_no_recording(
 
 def test_decay_at_once_is_fastais(sample, small_recipe, split, monkeypatch):
     recipe = replace(small_recipe, fast=True)
+    monkeypatch.setattr(graphs, "take_step", lambda optimiser, device: optimiser.step())
     ours = trained(sample, recipe, split, epochs=1)
     monkeypatch.setattr(graphs.DecayAtOnce, "on_backward_end", lambda self, **kwargs: {})
     assert trained(sample, recipe, split, epochs=1) == ours
+
+
+@pytest.mark.parametrize("told", [{}, {"foreach": True}, {"fused": False}])
+def test_a_step_on_a_cpu_is_fused_unless_the_optimiser_was_told_how(told):
+    """What it was told stays in its groups, and so in what is saved."""
+    start = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    ours, theirs = (torch.optim.Adam([one], 0.01, (0.9, 0.99), **told) for one in weights)
+    steps = []
+    ours.register_step_pre_hook(lambda *given: steps.append(ours.param_groups[0]["fused"]))
+    for number in range(5):
+        for one in weights:
+            one.grad = torch.randn(50, 7, generator=torch.Generator().manual_seed(number))
+        graphs.take_step(ours, torch.device("cpu"))
+        theirs.step()
+    assert steps == [told.get("fused", not told or None)] * 5
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+    assert [{**one, "params": 0} for one in ours.state_dict()["param_groups"]] == [
+        {**one, "params": 0} for one in theirs.state_dict()["param_groups"]
+    ]
+
+
+def test_an_optimiser_without_fused_kernels_steps_as_ever():
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimiser = torch.optim.RMSprop([weight], 0.01)
+    graphs.take_step(optimiser, torch.device("cpu"))
+    assert (weight < 1).all() and "fused" not in optimiser.param_groups[0]
 
 
 def test_fastais_mixed_precision_trains_a_fast_learner(sample, small_recipe, split):
