@@ -17,7 +17,8 @@ def hasten_blocks(model: nn.Module) -> None:
     stays as it is, and so do all names and weights."""
     ours = {_DenseBlock: FastBlock, _DenseLayer: FastLayer, _Transition: FastTransition}
     for layer in model.modules():
-        layer.__class__ = ours.get(type(layer), type(layer))
+        if type(layer) in ours:
+            layer.__class__ = ours[type(layer)]
 
 
 class FastTransition(_Transition):

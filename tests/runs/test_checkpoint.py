@@ -125,6 +125,18 @@ def test_resumed_run_ends_with_the_same_bits(sample, recipe, tmp_path, whole, st
     assert_equal(play(sample.root, recipe, tmp_path, resume=True)[0], whole)
 
 
+@pytest.mark.long
+def test_a_resumed_fast_densenet_ends_with_the_same_bits(sample, small_recipe, tmp_path):
+    """Its layers compute in ways of their own, see `engine.dense`."""
+    recipe = replace(
+        small_recipe, arch="densenet121", fast=True, finetune_epochs=2, sweep_iterations=2
+    )
+    whole = play(sample.root, recipe, tmp_path / "whole")[0]
+    with pytest.raises(PowerCut):
+        play(sample.root, recipe, tmp_path / "cut", cut=7, cut_in="stage2")
+    assert_equal(play(sample.root, recipe, tmp_path / "cut", resume=True)[0], whole)
+
+
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize(
     "mode", ["fast", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("plain", "float16"))]
