@@ -129,7 +129,13 @@ def test_resumed_run_ends_with_the_same_bits(sample, recipe, tmp_path, whole, st
 def test_a_resumed_fast_densenet_ends_with_the_same_bits(sample, small_recipe, tmp_path):
     """Its layers compute in ways of their own, see `engine.dense`."""
     recipe = replace(
-        small_recipe, arch="densenet121", fast=True, finetune_epochs=2, sweep_iterations=2
+        small_recipe,
+        arch="densenet121",
+        fast=True,
+        finetune_epochs=2,
+        sweep_iterations=2,
+        sweep_weight_decays=(1e-2,),
+        crop_size=64,
     )
     whole = play(sample.root, recipe, tmp_path / "whole")[0]
     with pytest.raises(PowerCut):
