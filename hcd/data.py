@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.vision import Image, ImageList, pil2tensor
 
 from .dataset.opened import Dataset
-from .dataset.tables import id_array
+from .disk.names import Names
 from .disk.parallel import usable_cpus
 from .engine.compat import DataBunch
 from .engine.databunch import ImageDataBunch
@@ -45,7 +46,10 @@ class CroppedImageList(ImageList):
         recipe: Recipe = Recipe(),
         **kwargs: Any,
     ) -> None:
-        super().__init__(items, *args, **kwargs)
+        # fastai would make an array of Python's texts of what is none
+        super().__init__(np.empty(0) if isinstance(items, Names) else items, *args, **kwargs)
+        if isinstance(items, Names):
+            self.items = items
         self.source, self.recipe = source, recipe
         # fastai copies these attributes to each part of a split
         self.copy_new += ["source", "recipe"]
@@ -117,27 +121,25 @@ def make_databunch(
 
     Source: In 12, In 14.
     """
-    valid_idx = _row_positions(valid_idx, len(dataset.labels))
-    _require_sides(np.asarray(dataset.labels["label"]), valid_idx, recipe.batch_size)
+    labels = dataset.label_values
+    positions = _row_positions(valid_idx, len(labels))
+    held_out = _held_out(labels, positions, recipe.batch_size)
     # fastai would count the CPUs without a container's quota
     cpus = max(1, usable_cpus() // current().neighbours)
     count = min(16, cpus) if num_workers is None else num_workers
     require_room_for_workers(count, recipe.batch_size, recipe.crop_size, 2 if recipe.fast else 1)
     options: dict[str, Any] = dict(path=dataset.root, source=dataset, recipe=recipe)
-    train, test = (
-        np.char.add(np.char.add(f"{folder}/".encode(), id_array(ids)), b".tif")
-        for folder, ids in (("train", dataset.labels["id"]), ("test", dataset.test_ids))
-    )
     pin_memory = torch.cuda.is_available()  # torch warns where nothing needs pinned memory
-    parts = CroppedImageList(train, inner_df=dataset.labels[["label"]], **options).split_by_idx(
-        valid_idx
+    ids = dataset.id_bytes("train")
+    train, valid = (
+        CroppedImageList(
+            Names("train", ids, rows), inner_df=pd.DataFrame({"label": labels[rows]}), **options
+        )
+        for rows in (np.flatnonzero(~held_out), positions)
     )
-    # numpy's text takes four times the room; unlike Python's no worker copies it as it reads
-    for part in (parts.train, parts.valid):
-        part.items = part.items.astype(str)
-    labelled = parts.label_from_df(cols="label")
-    if len(test):
-        labelled.add_test(CroppedImageList(test.astype(str), **options))
+    labelled = train.split_by_list(train, valid).label_from_df(cols="label")
+    if len(test := dataset.id_bytes("test")):
+        labelled.add_test(CroppedImageList(Names("test", test), **options))
     data = (
         labelled.transform([[], []], size=recipe.crop_size)  # the reader has augmented already
         .databunch(
@@ -173,15 +175,19 @@ def _row_positions(valid_idx, n_rows):
     return found
 
 
-def _require_sides(labels, valid_idx, batch_size):
-    """Require distinct rows, a whole batch to train on, and both labels on both sides."""
+def _held_out(labels, valid_idx, batch_size):
+    """Return which rows are validated on, (N,) bool; require distinct rows, a whole batch to train
+    on, and both labels on both sides."""
     if labels.dtype.kind == "f":
         raise InputError(
             f"the labels are {labels.dtype}, such as {labels[0]}, of which fastai would train a"
             " regression; convert them with dataset.labels['label'].astype(int)"
         )
     n_rows, n_train = len(labels), len(labels) - len(valid_idx)
-    if not len(valid_idx) or len(np.intersect1d(valid_idx, np.arange(n_rows))) < len(valid_idx):
+    within = (valid_idx >= 0) & (valid_idx < n_rows)
+    held_out: np.ndarray = np.zeros(n_rows, bool)
+    held_out[valid_idx[within].astype(int)] = True
+    if not len(valid_idx) or held_out.sum() < len(valid_idx):
         raise InputError(
             f"valid_idx with {len(valid_idx)} entries must name some of the rows 0 to {n_rows - 1},"
             " none of them twice; take those of stratified_split on this data set"
@@ -191,7 +197,6 @@ def _require_sides(labels, valid_idx, batch_size):
             f"batch_size={batch_size} is more than the {n_train} training patches, and an"
             f" incomplete batch is dropped; give {n_train} or less"
         )
-    held_out = np.isin(np.arange(len(labels)), np.asarray(valid_idx))
     for side, chosen in (("training", labels[~held_out]), ("validation", labels[held_out])):
         kinds, counts = np.unique(chosen, return_counts=True)
         if len(kinds) < 2:
@@ -200,3 +205,4 @@ def _require_sides(labels, valid_idx, batch_size):
                 f" {dict(zip(kinds.tolist(), counts.tolist()))} and needs both labels; take the"
                 " valid_idx of stratified_split"
             )
+    return held_out

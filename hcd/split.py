@@ -37,7 +37,7 @@ def split_dataset(
 
     Source: In 10.
     """
-    labels = np.asarray(dataset.labels["label"])
+    labels = dataset.label_values
     if recipe.split == "random":
         return stratified_split(labels, recipe.valid_fraction, recipe.rng_seed)
     groups = split_groups(dataset, recipe, slides, progress)

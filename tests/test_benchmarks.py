@@ -87,7 +87,7 @@ def test_the_command_prints_every_row(sample, tmp_path):
     assert answer.returncode == 0, answer.stderr
     head, _, _, _, *lines = answer.stdout.splitlines()
     assert "torch" in head and "real patches" in head
-    assert len(lines) == 8 + 11
+    assert len(lines) == 8 + 13
     for line in lines:
         assert re.fullmatch(
             r"\| [^|]+ \| [\d.,]+ [^|]+ \| [\d.,]+ [^|]+ \| [\d.]+ x \([^|]+\) \| [^|]* \|", line

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from ..disk.whole import StrPath
 from ..errors import InputError
 from ..reader import read_patch
 from ..recipe import Recipe
+from .listed import Listed, listed_in, read_listed, texts, when_asked
 from .pack import FOLDER, PackedFolder, PackedPatch
-from .tables import LAYOUT, id_array, read_ids, read_labels, table_file
+from .tables import LAYOUT, id_array, read_labels, table_file
+
+NAMES = 50_000  # of a folder's files that are there at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +40,9 @@ class Dataset:
     """
 
     root: Path
-    labels: pd.DataFrame
-    test_ids: tuple
-    sample_ids: tuple
+    labels: pd.DataFrame = when_asked()
+    test_ids: tuple = when_asked()
+    sample_ids: tuple = when_asked()
     test_labels: pd.DataFrame | None = None
     packed: PackedFolder | None = None
     no_test: str = ""
@@ -73,29 +77,44 @@ class Dataset:
     @property
     def train_paths(self):
         """Files or packed patches of all labelled patches, in the order of `labels`."""
-        return [self.locate("train", patch_id) for patch_id in self.labels["id"].tolist()]
+        return [self.locate("train", patch_id) for patch_id in texts(self.id_bytes("train"))]
 
     @property
     def test_paths(self):
         """Files or packed patches of all test patches, in the order of `test_ids`."""
-        return [self.locate("test", patch_id) for patch_id in self.test_ids]
+        return [self.locate("test", patch_id) for patch_id in texts(self.id_bytes("test"))]
+
+    def id_bytes(self, side: str) -> np.ndarray:
+        """Return the ids of "train", in the order of `labels`, or of "test", in that of `test_ids`,
+        as an (N,) array of bytes; where the table was never asked for, without making it."""
+        listed = listed_in(self, "labels" if side == "train" else "test_ids")
+        if listed is not None:
+            return listed.ids
+        return id_array(self.labels["id"] if side == "train" else self.test_ids)
+
+    @property
+    def label_values(self) -> np.ndarray:
+        """The labels, (N,), in the order of `labels`; where the table was never asked for, int8
+        and without making it."""
+        listed = listed_in(self, "labels")
+        return np.asarray(self.labels["label"] if listed is None else listed.labels)
 
     @property
     def fingerprint(self):
         """SHA-256 over the sorted ids and labels; ids name their patches' content, so it stands for
         the pixels too."""
-        labels = np.asarray(self.labels["label"])
+        labels = self.label_values
         if labels.dtype.kind in "biuf":
             ends = np.where(labels, b",1", b",0")
         else:  # a user's own texts, of which every one would count as true
             ends = np.char.encode([f",{label}" for label in labels.tolist()])
-        rows = np.char.add(id_array(self.labels["id"]), ends)
+        rows = np.char.add(self.id_bytes("train"), ends)
         rows.sort()
         digest = hashlib.sha256()
         # millions of rows as one text would need half a GiB
         for start in range(0, len(rows), 10_000):
             digest.update(b"".join(row + b"\n" for row in rows[start : start + 10_000].tolist()))
-        digest.update("\n".join(self.test_ids).encode())
+        digest.update(b"\n".join(self.id_bytes("test").tolist()))
         return digest.hexdigest()
 
 
@@ -126,23 +145,22 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
         raise FileNotFoundError(f"{root} is no folder; name the folder that holds {LAYOUT}")
     _say_where_it_lies(root)
     listed = table_file(root, "train_labels.csv")
-    labels = read_labels(listed)
-    if labels["label"].nunique() < 2:
-        raise InputError(
-            f"{listed} holds only label {labels['label'].iloc[0]}; training needs patches of both"
-        )
+    labels, ordered = read_listed(listed)
+    if len(kinds := np.unique(labels.labels)) < 2:
+        raise InputError(f"{listed} holds only label {kinds[0]}; training needs patches of both")
     pack = None
     # a link into nowhere is no reason to read files in silence
     if packed or packed is None and os.path.lexists(root / FOLDER):
         pack = PackedFolder(root)
     no_test = why_no_test(root, pack)
-    sample_ids: tuple = ()
-    sides = [("train", id_array(labels["id"]), "train_labels.csv")]
+    tests: Any = ()
+    sample_ids: Any = ()
+    sides = [("train", ordered, "train_labels.csv")]
     if not no_test:
-        sample_ids = tuple(read_ids(table_file(root, "sample_submission.csv"))["id"])
-        sides.append(("test", id_array(sample_ids), "sample_submission.csv"))
+        sample_ids, ordered = read_listed(table_file(root, "sample_submission.csv"), False)
+        tests = Listed(ordered)
+        sides.append(("test", ordered, "sample_submission.csv"))
     for folder, ids, table in sides:
-        ids.sort()
         if pack:
             pack.check_ids(folder, ids, table)
         else:
@@ -150,8 +168,8 @@ def open_dataset(root: StrPath, packed: bool | None = None) -> Dataset:
     if pack:
         pack.spot_check()
     answers = table_file(root, "test_labels.csv")
-    test_labels = _read_answers(answers, sides[1][1]) if answers.is_file() and sample_ids else None
-    return Dataset(root, labels, tuple(sorted(sample_ids)), sample_ids, test_labels, pack, no_test)
+    test_labels = _read_answers(answers, sides[1][1]) if answers.is_file() and tests else None
+    return Dataset(root, labels, tests, sample_ids, test_labels, pack, no_test)
 
 
 def why_no_test(root: Path, pack: PackedFolder | None) -> str:
@@ -295,11 +313,28 @@ def _holds(folder, table):
         return False
 
 
-def _stems(entries):
-    """Yield the names of a folder's files without .tif; of another file a dot, which is no id."""
+def _stems(entries, longest):
+    """Yield the names of a folder's files without .tif; of another file, or of one with a longer
+    name, a dot, which is no id."""
     for entry in entries:
-        if entry.name[:1] != b".":
-            yield entry.name[:-4] if entry.name.endswith(b".tif") else b"."
+        name = entry.name
+        if name[:1] != b".":
+            yield name[:-4] if name.endswith(b".tif") and len(name) <= longest + 4 else b"."
+
+
+def _holds_exactly(folder, ids):
+    """Say whether there is one <id>.tif for each of the sorted ids and no file besides; a few
+    thousand names are there at a time."""
+    seen: np.ndarray = np.zeros(len(ids), bool)
+    with os.scandir(os.fsencode(folder)) as entries:
+        stems = _stems(entries, ids.itemsize)
+        while len(part := np.fromiter(islice(stems, NAMES), ids.dtype)):
+            part.sort()
+            places = ids.searchsorted(part).clip(max=len(ids) - 1)
+            if (ids[places] != part).any():
+                return False
+            seen[places] = True
+    return bool(seen.all())
 
 
 def _match_files(folder, ids, table):
@@ -309,11 +344,7 @@ def _match_files(folder, ids, table):
         raise FileNotFoundError(f"{folder} is missing; the data folder must hold {LAYOUT}")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(f"{folder} may not be read by you; change its permissions")
-    with os.scandir(os.fsencode(folder)) as entries:
-        # one byte more, so that a longer name does not pass for its beginning
-        found = np.fromiter(_stems(entries), f"S{ids.itemsize + 1}")
-    found.sort()
-    if np.array_equal(found, ids):
+    if _holds_exactly(folder, ids):
         return
     wanted = {f"{patch_id.decode()}.tif" for patch_id in ids.tolist()}
     found = visible_files(folder)

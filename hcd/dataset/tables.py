@@ -20,6 +20,7 @@ LAYOUT = (
 )
 AS_WHOLE = {"0.0": "0", "1.0": "1"}  # as spreadsheets and pandas write them
 ID_LETTER, LONGEST_ID = r"[\w\-]", 200  # an id is a file's name
+LETTERS = re.compile(f"{ID_LETTER}*")
 TABLES = ("train_labels.csv", "sample_submission.csv", "test_labels.csv")
 
 
@@ -36,6 +37,15 @@ def read_table(path, value="label"):
     pandas would fill short rows, shift long ones and rename a column that stands twice, all in
     silence.
     """
+    ids, values = [], []
+    for patch_id, text in id_rows(path, value):
+        ids.append(patch_id)
+        values.append(text)
+    return pd.DataFrame({"id": ids, value: values})
+
+
+def id_rows(path, value="label"):
+    """Yield the id and the other text of each row, of at least one; see `read_table`."""
     if not path.is_file():
         remedy = f"the data folder must hold {LAYOUT}" if value == "label" else "name another file"
         raise FileNotFoundError(f"{path} is missing; {remedy}")
@@ -44,7 +54,7 @@ def read_table(path, value="label"):
             f"{path} has {path.stat().st_size} bytes; a table has at most {MOST_TABLE_BYTES},"
             " restore it from the data set"
         )
-    ids, values = [], []
+    empty = True
     try:
         with _opened(path) as file:
             rows = _table_rows(file)
@@ -53,8 +63,8 @@ def read_table(path, value="label"):
                 id_at, value_at = header.index("id"), header.index(value)
                 as_whole = AS_WHOLE if value == "label" else {}
                 for row in rows:
-                    ids.append(row[id_at])
-                    values.append(as_whole.get(row[value_at], row[value_at]))
+                    empty = False
+                    yield row[id_at], as_whole.get(row[value_at], row[value_at])
     except (ValueError, csv.Error) as error:
         raise InputError(
             f"{path} is no CSV table with the header id,{value} ({error}); restore it from the"
@@ -67,9 +77,8 @@ def read_table(path, value="label"):
                 f" {'no' if column not in header else 'more than one'} {column!r}; the header must"
                 f" be id,{value}"
             )
-    if not ids:
+    if empty:
         raise InputError(f"{path} has a header but no rows; restore it from the data set")
-    return pd.DataFrame({"id": ids, value: values})
 
 
 def _opened(path):
@@ -156,16 +165,18 @@ def _are_sound(ids):
     """Say whether `row_faults` would find nothing in millions of ids, without a Python object for
     each."""
     ids = ids.tolist()
-    if not 0 < min(map(len, ids)) <= max(map(len, ids)) <= LONGEST_ID:
-        return False
-    letters = re.compile(f"{ID_LETTER}*")
     # all of them as one text would be as large as the array below
-    parts = ("".join(ids[start : start + 10_000]) for start in range(0, len(ids), 10_000))
-    if not all(map(letters.fullmatch, parts)):
+    if not all(are_names(ids[start : start + 10_000]) for start in range(0, len(ids), 10_000)):
         return False
     ids = id_array(ids)
     ids.sort()
     return bool((ids[1:] != ids[:-1]).all())
+
+
+def are_names(ids):
+    """Say whether some ids, at least one, can be names of files."""
+    lengths = list(map(len, ids))
+    return 0 < min(lengths) <= max(lengths) <= LONGEST_ID and bool(LETTERS.fullmatch("".join(ids)))
 
 
 def read_labels(path):

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..disk.names import Names
 from ..disk.parallel import map_patches
 from ..errors import InputError
 from ..reader import draw_augmentation, read_patch, tone_table
@@ -142,7 +143,8 @@ class ResidentItems(DrawnByKey):
                 return False
         except InputError:
             return False
-        items = np.asarray(self.dataset.x.items)
+        items = self.dataset.x.items  # of millions, only those asked for are made texts
+        items = items if isinstance(items, Names) else np.asarray(items)
         same = len(items) == len(self.names) and (items[indices] == self.names[indices]).all()
         return bool(same) and self.dataset.item is None
 

@@ -1,0 +1,82 @@
+"""The names of millions of files in the memory of a number each."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+CHUNK = 10_000  # names that are texts at a time
+
+
+class Names(Sequence):
+    """The names <folder>/<id>.tif of some ids, in the place of an array of texts: each is made when
+    it is read, and NumPy and pandas are given text.
+
+    NumPy's own text takes four bytes a letter. Python's has reference counts, so that forked
+    workers would copy the pages that they read.
+
+    Args:
+        folder: before each id. ids: (N,) bytes, which several Names may share. rows: (n,) which of
+            them, in that order; None for all.
+    """
+
+    def __init__(self, folder: str, ids: np.ndarray, rows: np.ndarray | None = None) -> None:
+        self.folder, self.ids = folder, ids
+        given = np.arange(len(ids)) if rows is None else rows
+        self.rows: np.ndarray = given.astype(np.int32)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> Any:
+        rows = self.rows[key]
+        if isinstance(rows, np.ndarray):
+            return Names(self.folder, self.ids, rows)
+        return f"{self.folder}/{self.ids[rows].decode()}.tif"
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, Names) and value.ids is self.ids and value.folder == self.folder:
+            self.rows[key] = value.rows
+        else:
+            one = isinstance(value, str)
+            self.rows[key] = self._row(value) if one else [self._row(name) for name in value]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), CHUNK):
+            for patch_id in self.ids[self.rows[start : start + CHUNK]].tolist():
+                yield f"{self.folder}/{patch_id.decode()}.tif"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(list(self), dtype or str)
+
+    def __eq__(self, other: Any) -> Any:
+        return np.asarray(self) == np.asarray(other)
+
+    def __ne__(self, other: Any) -> Any:
+        return np.asarray(self) != np.asarray(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self):
+        return f"Names({np.asarray(self[:3]).tolist()}{', ...' * (len(self) > 3)}; {len(self)})"
+
+    def copy(self) -> "Names":
+        """Return the same names, to be written over."""
+        return self[:]
+
+    def tolist(self) -> list[str]:
+        """Return the names as a list of str."""
+        return list(self)
+
+    def _row(self, name):
+        """Return the row of a name that is written over another."""
+        beside, _, file = str(name).rpartition("/")
+        if beside == self.folder and file.endswith(".tif"):
+            for row in np.flatnonzero(self.ids == file.removesuffix(".tif").encode()):
+                return row
+        raise InputError(
+            f"{name} is none of the data set's {self.folder}/<id>.tif, and this list can name no"
+            " other file; give it an array of its own, items = numpy.array([...])"
+        )
