@@ -15,9 +15,9 @@ from .disk.parallel import usable_cpus
 from .engine.compat import DataBunch
 from .engine.databunch import ImageDataBunch
 from .engine.device import find_device, require_room_for_workers
-from .engine.draws import replace_loaders
+from .engine.draws import leave_inherited, replace_loaders
 from .engine.ranks import current
-from .engine.resident import make_resident
+from .engine.resident import is_to_be_resident, make_resident
 from .errors import InputError
 from .reader import read_cropped_image
 from .recipe import Recipe
@@ -127,7 +127,9 @@ def make_databunch(
     # fastai would count the CPUs without a container's quota
     cpus = max(1, usable_cpus() // current().neighbours)
     count = min(16, cpus) if num_workers is None else num_workers
-    require_room_for_workers(count, recipe.batch_size, recipe.crop_size, 2 if recipe.fast else 1)
+    place = find_device(device)
+    sizes = (count, recipe.batch_size, recipe.crop_size, 2 if recipe.fast else 1)
+    require_room_for_workers(*sizes, resident=is_to_be_resident(recipe, place))
     options: dict[str, Any] = dict(path=dataset.root, source=dataset, recipe=recipe)
     pin_memory = torch.cuda.is_available()  # torch warns where nothing needs pinned memory
     ids = dataset.id_bytes("train")
@@ -144,16 +146,18 @@ def make_databunch(
         labelled.transform([[], []], size=recipe.crop_size)  # the reader has augmented already
         .databunch(
             bs=recipe.batch_size,
-            device=find_device(device),
+            device=place,
             pin_memory=pin_memory,
             num_workers=count,
+            worker_init_fn=leave_inherited,
         )
         .normalize((torch.tensor(recipe.mean), torch.tensor(recipe.std)))
     )
     # fastai passes the option on to every loader but this one
     data.single_dl.dl.pin_memory = pin_memory
     replace_loaders(data, recipe)
-    make_resident(data, recipe)
+    if not make_resident(data, recipe):
+        require_room_for_workers(*sizes)
     return data
 
 

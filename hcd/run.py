@@ -217,7 +217,9 @@ def resumed_run(options):
     """Yield the folder and the record of an interrupted run; what is asked for now must be what it
     was run with."""
     with locked_output(Path(options.resume).resolve(), resume=True) as output:
-        record = resume_record(output, recipe_changes(options))
+        changes = recipe_changes(options)
+        robust = [name for name in changes if getattr(options, name) is None]
+        record = resume_record(output, changes, robust)
         parameters = record["parameters"]
         if options.data and not parameters["data_folder"]:
             raise InputError(

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from benchmarks import auc, audit, cold, curve, gpu, plain, robust, startup
+from benchmarks import auc, audit, cold, curve, epoch, gpu, plain, robust, startup
 from benchmarks.rows import drawn, require_equal
 
 import hcd
@@ -200,6 +200,24 @@ def test_time_that_several_kernels_share_counts_once():
 def test_the_gpu_command_measures_one_mode(tmp_path, capsys, modes):
     gpu.main(["--tiny", "--device", "cpu", "--modes", *modes])
     assert capsys.readouterr().out.count(f"| | {modes[0]} |") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [(["--data", "nothing"], "nothing is no folder"), (["--device", "no"], "device='no'")],
+)
+def test_the_gpu_command_refuses_what_is_not_there_in_a_line(capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        gpu.main([*arguments, "--tiny"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_epoch_command_shows_the_memory_of_workers(tmp_path, capsys):
+    epoch.main(["--patches", "200", "--batch-size", "16", "--every", "5"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["1", "5", "9", "10"]
+    assert all(re.fullmatch(r"\|( [\d,]+( MiB)? \|){5}", line) for line in lines[2:])
 
 
 @pytest.mark.long

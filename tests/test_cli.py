@@ -622,6 +622,7 @@ def test_resume_of_another_recipe_another_folder_or_none(notebook, sample, tmp_p
         ["run", "--resume", "out", "--arch", "resnet18"],
         "arch='squeezenet1_1' and not 'resnet18'",
     )
+    refused(capfd, ["run", "--resume", "out", "--robust"], "out was started without --robust")
     refused(
         capfd,
         ["run", "--resume", "out", "--output", "other"],

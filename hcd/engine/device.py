@@ -69,12 +69,13 @@ def set_rng_seed(rng_seed: int | None) -> None:
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCHED = 2  # batches that torch has each worker read ahead
+DRAW_BYTES = 8 * 8  # of a patch's row and draw, see `resident.ResidentItems`
 FILES_A_WORKER = 4 + 2 * PREFETCHED  # its pipes, and one for each tensor of a batch
 FILES_BESIDE = 32  # that are opened later: packs, CSV files, devices
 
 
 def require_room_for_workers(
-    num_workers: int, batch_size: int, side: int, loaders: int = 1
+    num_workers: int, batch_size: int, side: int, loaders: int = 1, resident: bool = False
 ) -> None:
     """Require the shared memory and the open files that reading processes take.
 
@@ -83,7 +84,7 @@ def require_room_for_workers(
     Args:
         num_workers: processes of one loader; 0 needs nothing. batch_size, side: of the batches that
             they hand over, (batch_size, 3, side, side) float32. loaders: how many are at work at
-            once.
+            once. resident: they hand over a row and a draw of each patch in the place of its crop.
     Raises:
         InputError: names what is there, what is needed and the way round.
     """
@@ -93,7 +94,8 @@ def require_room_for_workers(
         return
     remedy = "give fewer num_workers (0 reads in this process)"
     in_flight = loaders * num_workers * PREFETCHED
-    needed = in_flight * (batch_size * 3 * side * side * 4 + 8 * batch_size)
+    needed = in_flight * batch_size * (DRAW_BYTES if resident else 3 * side * side * 4)
+    needed += in_flight * batch_size * 8  # their labels
     if SHARED_MEMORY.is_dir():
         there = os.statvfs(SHARED_MEMORY)
         free = there.f_bavail * there.f_frsize

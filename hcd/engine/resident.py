@@ -48,6 +48,15 @@ class ResidentPatches:
         self.tables = torch.from_numpy(tables).to(self.device)
         self.tones = torch.from_numpy(_tone_tables(recipe)).to(self.device)
 
+    def __reduce__(self):
+        raise InputError(
+            f"{len(self.pixels):,} patches lie on {self.device}, and a databunch is not pickled"
+            " with them; build it again with make_databunch from data set, recipe and valid_idx"
+        )
+
+    def __deepcopy__(self, memo):
+        return self  # nobody writes into them
+
     def rows_of(self, names: np.ndarray) -> np.ndarray:
         """Return the row of each item's patch: (n,) int64.
 
@@ -174,28 +183,35 @@ class ResidentPassLoader(ResidentLoader, PassLoader):
     """PassLoader whose batches are cut on the device."""
 
 
-def make_resident(data: DataBunch, recipe: Recipe) -> None:
+def is_to_be_resident(recipe: Recipe, device: torch.device) -> bool:
+    """Say whether a recipe wants its patches on the device, if there is room."""
+    possible = recipe.fast and device.type == "cuda" and not recipe.stain_jitter
+    return possible if recipe.resident is None else recipe.resident
+
+
+def make_resident(data: DataBunch, recipe: Recipe) -> bool:
     """Bring a databunch's patches onto its device, and have its loaders' batches cut there; where
     the recipe leaves it open, only if it is fast, on a GPU with room for them.
 
     The draws are the same ones, so in float32 no number changes.
 
+    Returns:
+        whether they lie there.
     Raises:
         InputError: the recipe asks for it, and the device has no room.
     """
-    asked, device = recipe.resident, data.device
-    possible = recipe.fast and device.type == "cuda" and not recipe.stain_jitter
-    if asked is False or asked is None and not possible:
-        return
+    device = data.device
+    if not is_to_be_resident(recipe, device):
+        return False
     sets = [data.train_ds.x, data.valid_ds.x, *([data.test_ds.x] if data.test_dl else [])]
     names = np.concatenate([items.items for items in sets])
     try:
         pixels = _room(len(names), recipe, device)
     except InputError as error:
-        if asked:
+        if recipe.resident:
             raise
         print(f"{error}; reading goes on in worker processes", file=sys.stderr)
-        return
+        return False
     _fill(pixels, [items.find(name) for items in sets for name in items.items], recipe)
     patches = ResidentPatches(pixels, names, recipe)
     for bound in (data.train_dl, data.valid_dl, data.fix_dl, data.test_dl):
@@ -205,6 +221,7 @@ def make_resident(data: DataBunch, recipe: Recipe) -> None:
         items = data._grab_dataset(bound)
         kind = ResidentLoader if data.passes is None else ResidentPassLoader
         bound.dl = kind(ResidentItems(items, data.passes, patches), **options)
+    return True
 
 
 def _room(count, recipe, device):

@@ -60,12 +60,12 @@ def start_record(output, recipe, parameters, data_fingerprint=None):
     return record
 
 
-def resume_record(folder, changes):
+def resume_record(folder, changes, robust=()):
     """Read the record of an interrupted run, and note that it is resumed.
 
     Args:
         folder: the run's folder; whoever wrote it, nothing in the record is run. changes: recipe
-            fields that are asked for now.
+            fields that are asked for now. robust: names of those that --robust alone asks for.
     Returns:
         the record, a dict; its "recipe" and "parameters" are those of the interrupted run.
     Raises:
@@ -89,19 +89,32 @@ def resume_record(folder, changes):
             f"{folder} holds a run that was finished at {shorten(ascii(record['finished']))}, so"
             " there is nothing to resume; read its results or start a new run in another folder"
         )
-    asked = replace(recipe, **changes)
-    for field in fields(Recipe):
-        was, value = getattr(recipe, field.name), getattr(asked, field.name)
-        if value != was:
-            raise InputError(
-                f"{folder} was run with {field.name}={was!r} and not {value!r}; resume it without"
-                " that option or start a new run"
-            )
+    _require_same_recipe(folder, recipe, replace(recipe, **changes), robust)
     # of an attempt that was killed and could note none
     _add_warnings(record, told_warnings(folder))
     record["started"].append(_now())
     write_json(path, record)
     return record
+
+
+def _require_same_recipe(folder, recipe, asked, robust):
+    """Require what is asked for now to be what the run began with."""
+    others = {
+        field.name: (getattr(recipe, field.name), getattr(asked, field.name))
+        for field in fields(Recipe)
+        if getattr(recipe, field.name) != getattr(asked, field.name)
+    }
+    if robust and others.keys() >= set(robust):
+        raise InputError(
+            f"{folder} was started without --robust; resume it without that option or start a new"
+            " run"
+        )
+    for name, (was, value) in others.items():
+        raise InputError(
+            f"{folder} was run with {name}={was!r} and not {value!r}"
+            f"{', as --robust has it' if name in robust else ''}; resume it without that option or"
+            " start a new run"
+        )
 
 
 def _check(record):

@@ -128,7 +128,11 @@ def parse(arguments):
     parser.add_argument("--whole", type=int, nargs="*", metavar="EPOCHS", help="see above")
     parser.add_argument("--tiny", action="store_true", help="only show that it runs")
     options = parser.parse_args(arguments)
-    options.device = find_device(options.device)
+    try:
+        options.device = find_device(options.device)
+        options.dataset = hcd.open_dataset(options.data) if options.data else None
+    except (hcd.InputError, OSError) as error:
+        parser.error(str(error))
     if options.tiny:
         options.arch, options.batch_size, options.batches = "squeezenet1_1", 8, 4
         options.skip, options.rounds = 1, 1
@@ -137,9 +141,7 @@ def parse(arguments):
 
 def some_patches(options, root):
     """Return a data set of a few patches, real ones where there are any."""
-    if not options.data:
-        return hcd.make_sample(root, train=200, test=40)
-    return hcd.open_dataset(options.data)
+    return options.dataset or hcd.make_sample(root, train=200, test=40)
 
 
 def repeated(dataset, labelled, tested):

@@ -187,15 +187,15 @@ def measure(side, root, batches):
     stream = iter(data.train_dl)
     next(stream)
     clock.append(time.perf_counter())
-    start, read = _memory(), 1
+    start, read = memory(), 1
     while read < min(batches, len(data.train_dl) - 1):  # in the last one, workers may have gone
         next(stream)
         read += 1
     seconds = dict(zip(("import", "set_up", "first_batch"), np.diff(clock).tolist()))
-    return {**seconds, "peak": peak, "own": own, "start": start, "end": _memory(), "batches": read}
+    return {**seconds, "peak": peak, "own": own, "start": start, "end": memory(), "batches": read}
 
 
-def _memory():
+def memory():
     """Return MiB resident in the parent, and per worker resident and private."""
     workers = [worker.pid for worker in multiprocessing.active_children()]
     resident = [_kib(f"/proc/{pid}/smaps_rollup", "Rss") for pid in workers]

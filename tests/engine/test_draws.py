@@ -1,9 +1,13 @@
 """With an rng_seed a draw depends on its pass and its index alone; without one everything is as
 fastai has it."""
 
+import os
 import pickle
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import fastai.vision
 import numpy as np
@@ -13,7 +17,7 @@ from fastai.basic_data import DatasetType
 
 import hcd
 from hcd import make_databunch, read_cropped_image
-from hcd.engine.draws import Passes, PassLoader
+from hcd.engine.draws import Passes, PassLoader, leave_inherited
 
 
 def everything(data):
@@ -172,3 +176,37 @@ def test_a_sampler_of_somebodys_own_needs_no_rng_seed(
             continue
         with refused(hcd.errors.InputError, "WeightedRandomSampler", "rng_seed=None"):
             data.train_dl.new(shuffle=False, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"rng_seed": 0}, {"fast": True}, {"resident": True}], ids=str
+)
+def test_every_loaders_workers_leave_what_they_inherit(sample, small_recipe, split, changes):
+    data = hcd.make_databunch(sample, replace(small_recipe, **changes), split[1], 2, "cpu")
+    for bound in (data.train_dl, data.valid_dl, data.fix_dl, data.test_dl):
+        assert bound.dl.worker_init_fn is leave_inherited
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="reads Linux's counts")
+def test_a_workers_garbage_collector_copies_no_inherited_object():
+    """Each object that it looks at is written into, and its page copied; of the libraries' objects,
+    as of these."""
+    code = (
+        "import gc, os, re, sys\\n"
+        "from hcd.engine.draws import leave_inherited\\n"
+        "def own():\\n"
+        "    text = open('/proc/self/smaps_rollup').read()\\n"
+        "    return sum(map(int, re.findall(r'Private_\\\\w+: +(\\\\d+)', text)))\\n"
+        "for prepare in (id, leave_inherited):\\n"
+        "    if not os.fork():\\n"
+        "        before = prepare(0) and own() or own()\\n"
+        "        gc.collect()\\n"
+        "        print(own() - before, flush=True)\\n"
+        "        os._exit(0)\\n"
+        "    os.wait()\\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(hcd.__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    usual, left = map(int, done.stdout.split())
+    assert usual > 40_000 > 4 * left  # KiB

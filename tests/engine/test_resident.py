@@ -1,9 +1,12 @@
 """Crops that are cut on the device have the reader's bits, and change no number of a training."""
 
+import copy
 import hashlib
+import pickle
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import fastai.vision
 import numpy as np
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 
 import hcd
 from hcd import Recipe, make_databunch
-from hcd.engine import resident
+from hcd import data as data_module
+from hcd.engine import device, resident
 from hcd.engine.device import set_rng_seed
 from hcd.engine.resident import ResidentItems, ResidentPatches
 from hcd.errors import InputError
@@ -231,3 +235,36 @@ def test_jittered_stains_are_no_whole_numbers(refused):
         Recipe(resident=True, stain_jitter=0.1)
     with refused(TypeError, "resident='yes'"):
         Recipe(resident="yes")
+
+
+def test_workers_that_only_draw_need_little_shared_memory(sample, small_recipe, split, monkeypatch):
+    """A row and a draw of 64 bytes and a label of each patch, not its crop of 97,200 bytes."""
+    needed = 4 * small_recipe.batch_size * (64 + 8)
+    room = SimpleNamespace(f_bavail=needed, f_frsize=1)
+    monkeypatch.setattr(device.os, "statvfs", lambda folder: room)
+    resident = replace(small_recipe, resident=True)
+    make_databunch(sample, resident, split[1], 2, "cpu")
+    room.f_bavail -= 1
+    with pytest.raises(InputError, match=f"for {needed:,}; give fewer num_workers"):
+        make_databunch(sample, resident, split[1], 2, "cpu")
+
+
+def test_where_workers_read_after_all_they_need_room_for_crops(
+    sample, small_recipe, split, monkeypatch
+):
+    """A fast recipe on a GPU that turns out to be too small for the patches."""
+    room = SimpleNamespace(f_bavail=100_000, f_frsize=1)
+    monkeypatch.setattr(device.os, "statvfs", lambda folder: room)
+    monkeypatch.setattr(data_module, "is_to_be_resident", lambda recipe, device: True)
+    with pytest.raises(InputError, match="batches of .* bytes in"):
+        make_databunch(sample, small_recipe, split[1], 2, "cpu")
+
+
+def test_patches_on_the_device_are_not_pickled(sample, small_recipe, split, refused):
+    data = make_databunch(sample, replace(small_recipe, resident=True), split[1], 0, "cpu")
+    with refused(InputError, f"{len(sample.train_paths) + len(sample.test_paths)} patches lie on"):
+        pickle.dumps(data.train_dl.dl)
+    twin = copy.deepcopy(data.train_dl.dl)
+    assert twin.patches is data.train_dl.dl.patches
+    items = pickle.loads(pickle.dumps(data.train_dl.dl.dataset))  # what a spawned worker is sent
+    assert items.rows.tolist() == data.train_dl.dl.dataset.rows.tolist()

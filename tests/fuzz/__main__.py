@@ -91,6 +91,8 @@ def run(cases, options):
     """Hand the cases to worker processes; a new one takes over where one dies or hangs. Return a
     dict for each case."""
     results, left = [], options.seconds
+    if options.keep:
+        Path(options.keep).mkdir(parents=True, exist_ok=True)
     while len(results) < len(cases) and left > 0:
         folder = tempfile.mkdtemp(prefix="hcd-fuzz-") if not options.keep else options.keep
         command = [
