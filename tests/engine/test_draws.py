@@ -187,25 +187,30 @@ def test_every_loaders_workers_leave_what_they_inherit(sample, small_recipe, spl
         assert bound.dl.worker_init_fn is leave_inherited
 
 
+FORKED = r"""
+import gc, os, re
+from hcd.engine.draws import leave_inherited
+
+def own():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(map(int, re.findall(r"Private_\w+: +(\d+)", file.read())))
+
+for prepare in (id, leave_inherited):
+    if not os.fork():
+        prepare(0)
+        before = own()
+        gc.collect()
+        print(own() - before, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="reads Linux's counts")
 def test_a_workers_garbage_collector_copies_no_inherited_object():
     """Each object that it looks at is written into, and its page copied; of the libraries' objects,
     as of these."""
-    code = (
-        "import gc, os, re, sys\\n"
-        "from hcd.engine.draws import leave_inherited\\n"
-        "def own():\\n"
-        "    text = open('/proc/self/smaps_rollup').read()\\n"
-        "    return sum(map(int, re.findall(r'Private_\\\\w+: +(\\\\d+)', text)))\\n"
-        "for prepare in (id, leave_inherited):\\n"
-        "    if not os.fork():\\n"
-        "        before = prepare(0) and own() or own()\\n"
-        "        gc.collect()\\n"
-        "        print(own() - before, flush=True)\\n"
-        "        os._exit(0)\\n"
-        "    os.wait()\\n"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", code]
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
     environment = {**os.environ, "PYTHONPATH": str(Path(hcd.__file__).parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     usual, left = map(int, done.stdout.split())
