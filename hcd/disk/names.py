@@ -62,6 +62,16 @@ class Names(Sequence):
     def __repr__(self):
         return f"Names({np.asarray(self[:3]).tolist()}{', ...' * (len(self) > 3)}; {len(self)})"
 
+    @property
+    def shape(self) -> tuple[int]:
+        """Return that of the array of texts."""
+        return (len(self),)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Return one that holds any of the texts."""
+        return np.dtype(f"U{len(f'{self.folder}/.tif') + self.ids.dtype.itemsize}")
+
     def copy(self) -> "Names":
         """Return the same names, to be written over."""
         return self[:]

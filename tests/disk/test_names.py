@@ -62,6 +62,12 @@ def test_numpy_and_pandas_are_given_text(names):
     assert np.array(names[:0]).shape == (0,)
 
 
+def test_they_have_the_shape_and_the_type_of_the_array_of_texts(names):
+    array = np.asarray(names)
+    assert (names.shape, names[1:].shape, names.dtype) == ((4,), (3,), array.dtype)
+    assert np.array_equal(np.asarray(names).astype(names.dtype), array)
+
+
 def test_names_are_written_over_others(names):
     twin = names.copy()
     names[:] = names[::-1]
