@@ -40,6 +40,7 @@ setup(
         "hcd": ["py.typed", "*.pyi"],
         "hcd.evidence": ["*.html"],
         "hcd.deploy": ["page/*"],
+        "hcd.slide": ["*.html"],
         "hcd.notebooks": ["*.ipynb"],
     },
     entry_points={"console_scripts": ["hcd=hcd.cli:main"]},

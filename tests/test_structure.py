@@ -51,7 +51,7 @@ ORDER = [
     "learner predict",
     "dataset export sweep",
     "data",
-    "deploy evidence split",
+    "deploy evidence slide split",
     "walkthrough run run_ranks",
     "cli",
 ]

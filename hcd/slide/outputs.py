@@ -1,0 +1,163 @@
+"""What is left of a slide's prediction: heatmap, picture, regions, table and a summary."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+
+from ..disk.whole import (
+    SCRATCH,
+    StrPath,
+    read_json,
+    refuse_link,
+    unwritable,
+    whole_write,
+    writable_folder,
+)
+from ..errors import InputError
+from .answer import SlideAnswer
+from .heatmap import encode_heatmap, import_tifffile
+from .page import FORMAT, slide_name, summarise, write_page
+from .picture import draw_answer
+from .regions import Regions, find_regions
+from .shapes import cell_lines, region_lines
+
+HEATMAP, PICTURE, TABLE = "heatmap.ome.tif", "overview.png", "cells.csv"
+REGIONS, CELLS, PAGE, SUMMARY = "regions.geojson", "cells.geojson", "summary.html", "summary.json"
+MOST_BYTES = 1 << 24  # of an older summary
+ROWS = 1 << 16  # of the table, written at once
+
+
+def write_answer(
+    answer: SlideAnswer, folder: StrPath, threshold: float = 0.5, cells: bool = False
+) -> list[Path]:
+    """Write what a model says of a slide, as files for QuPath, napari, tables and people.
+
+    heatmap.ome.tif, overview.png, regions.geojson, cells.csv, summary.html and summary.json; the
+    same answer gives the same bytes.
+
+    Args:
+        answer: see `SlideAnswer`. folder: new, empty, or with an older answer for the same slide,
+            which is replaced. threshold: of the probability, from 0 up to, not including, 1; cells
+            above it that share a side are a region.
+        cells: write cells.geojson too, each cell with tissue as a QuPath tile, some 250 bytes.
+    Returns:
+        Paths of the files.
+    Raises:
+        InputError: not such an answer or threshold, or tifffile is not installed.
+            FileExistsError: files of these names that are something else's. OSError: the folder
+            cannot be written, or is or holds a link. No file is written then.
+    """
+    _check_answer(answer)
+    if not 0 <= threshold < 1:
+        raise InputError(
+            f"threshold={threshold!r} parts no probabilities; give a number from 0 to below 1"
+        )
+    import_tifffile()
+    folder = writable_folder(folder)
+    _refuse_others_files(folder, answer)
+    names: list[str] = []
+    with TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
+        try:
+            for name, content in _files(answer, threshold, cells):
+                names.append(name)
+                with whole_write(Path(scratch, name)) as file:
+                    for part in content:
+                        file.write(part)
+            for name in names:  # the summary comes last: where it is, the rest is
+                os.replace(Path(scratch, name), folder / name)
+            if not cells:  # of the older answer
+                (folder / CELLS).unlink(missing_ok=True)
+        except OSError as error:  # it names the scratch folder, which is gone by then
+            reason = OSError(error.errno, os.strerror(error.errno or 0))
+            raise unwritable(folder, reason) from error
+    return [folder / name for name in names]
+
+
+def _files(answer, threshold, cells) -> Iterator[tuple]:
+    """Yield name and content, in parts, of each file."""
+    regions: Regions = find_regions(answer, threshold)
+    numbers = summarise(answer, regions, threshold)
+    picture = draw_answer(answer, slide_name(answer))
+    yield HEATMAP, [encode_heatmap(answer)]
+    yield PICTURE, [picture]
+    yield REGIONS, (line.encode() for line in region_lines(answer, regions))
+    if cells:
+        yield CELLS, (line.encode() for line in cell_lines(answer, threshold))
+    yield TABLE, (part.encode() for part in _table(answer))
+    yield PAGE, [write_page(numbers, picture).encode()]
+    yield SUMMARY, [json.dumps(numbers, indent=1, allow_nan=False).encode()]
+
+
+def _table(answer) -> Iterator[str]:
+    """Yield the table of the cells with tissue, row by row; x and y are of a cell's centre, which
+    is its patch's, also where the slide ends within the cell."""
+    rows, columns = np.nonzero(np.isfinite(answer.probabilities))
+    for start in range(0, max(len(rows), 1), ROWS):
+        part = slice(start, start + ROWS)
+        x, y = (columns[part] + 0.5) * answer.cell[0], (rows[part] + 0.5) * answer.cell[1]
+        found = {
+            "row": rows[part],
+            "column": columns[part],
+            "x_px": np.round(x, 2),
+            "y_px": np.round(y, 2),
+            "x_um": np.round(x * answer.mpp[0], 2),
+            "y_um": np.round(y * answer.mpp[1], 2),
+            # as float64: the shortest number that is the float32 has up to 9 digits
+            "probability": np.round(
+                answer.probabilities[rows[part], columns[part]].astype(float), 6
+            ),
+        }
+        yield pd.DataFrame(found).to_csv(index=False, header=not start, lineterminator="\n")
+
+
+def _check_answer(answer):
+    """Require an answer to be what its class says."""
+    grid, thumbnail = answer.probabilities, answer.thumbnail
+    for name in ("size", "mpp", "cell"):
+        pair = getattr(answer, name)
+        if len(pair) != 2 or not all(math.isfinite(value) and value > 0 for value in pair):
+            raise InputError(f"{name}={pair!r} is no pair (x, y) above 0; give finite numbers")
+    if grid.ndim != 2 or grid.dtype.kind != "f" or not grid.size:
+        raise InputError(
+            f"probabilities of shape {grid.shape} and type {grid.dtype} are no grid of cells; give"
+            " (rows, columns) of floats"
+        )
+    finite = grid[~np.isnan(grid)]
+    if finite.size and not (finite.min() >= 0 and finite.max() <= 1):
+        raise InputError(
+            f"probabilities from {finite.min()} to {finite.max()} are not within 0 to 1; apply"
+            " softmax to logits first"
+        )
+    for axis, count, cell, end in zip("xy", grid.shape[::-1], answer.cell, answer.size):
+        if not (count - 1) * cell < end or count * cell < end * (1 - 1e-6):
+            raise InputError(
+                f"{count} cells of {cell} px do not cover the slide's {end} px in {axis}; give as"
+                " many as begin within it"
+            )
+    if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
+        raise InputError(
+            f"a thumbnail of shape {thumbnail.shape} and type {thumbnail.dtype} is no picture; give"
+            " (H, W, 3) uint8"
+        )
+
+
+def _refuse_others_files(folder, answer):
+    """Require what would be written over to be an older answer for this slide."""
+    names = (HEATMAP, PICTURE, REGIONS, CELLS, TABLE, PAGE, SUMMARY)
+    for name in names:
+        refuse_link(folder / name)
+    held = [name for name in names if (folder / name).exists()]
+    older = read_json(folder / SUMMARY, MOST_BYTES) if (folder / SUMMARY).is_file() else None
+    older = older if isinstance(older, dict) else {}
+    same = (older.get("slide"), older.get("size_px")) == (slide_name(answer), [*answer.size])
+    if held and not (older.get("format") == FORMAT and same):
+        raise FileExistsError(
+            f"{folder / held[-1]} is no answer for {slide_name(answer)} and would be written over;"
+            " name an empty folder"
+        )
