@@ -75,6 +75,7 @@ _MODULES = {
     "runs.checkpoint": ("Checkpoints",),
     "runs.folder": ("prepare_output",),
     "runs.log": ("LogCallback", "tensorboard_log"),
+    "slide.outputs": ("write_answer",),
     "split": ("evidence_groups", "grouped_split", "split_dataset", "stratified_split"),
     "stats": ("channel_statistics",),
     "sweep": ("sweep_weight_decay",),

@@ -85,6 +85,7 @@ from .runs.checkpoint import Checkpoints as Checkpoints
 from .runs.folder import prepare_output as prepare_output
 from .runs.log import LogCallback as LogCallback
 from .runs.log import tensorboard_log as tensorboard_log
+from .slide.outputs import write_answer as write_answer
 from .split import evidence_groups as evidence_groups
 from .split import grouped_split as grouped_split
 from .split import split_dataset as split_dataset

@@ -1,7 +1,6 @@
 """What is left of a slide's prediction: heatmap, picture, regions, table and a summary."""
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,8 @@ from ..disk.whole import (
     whole_write,
     writable_folder,
 )
-from ..errors import InputError
 from .answer import SlideAnswer
+from .checks import check_answer
 from .heatmap import encode_heatmap, import_tifffile
 from .page import FORMAT, slide_name, summarise, write_page
 from .picture import draw_answer
@@ -53,11 +52,7 @@ def write_answer(
             FileExistsError: files of these names that are something else's. OSError: the folder
             cannot be written, or is or holds a link. No file is written then.
     """
-    _check_answer(answer)
-    if not 0 <= threshold < 1:
-        raise InputError(
-            f"threshold={threshold!r} parts no probabilities; give a number from 0 to below 1"
-        )
+    check_answer(answer, threshold)
     import_tifffile()
     folder = writable_folder(folder)
     _refuse_others_files(folder, answer)
@@ -83,7 +78,7 @@ def _files(answer, threshold, cells) -> Iterator[tuple]:
     """Yield name and content, in parts, of each file."""
     regions: Regions = find_regions(answer, threshold)
     numbers = summarise(answer, regions, threshold)
-    picture = draw_answer(answer, slide_name(answer))
+    picture = draw_answer(answer)
     yield HEATMAP, [encode_heatmap(answer)]
     yield PICTURE, [picture]
     yield REGIONS, (line.encode() for line in region_lines(answer, regions))
@@ -114,37 +109,6 @@ def _table(answer) -> Iterator[str]:
             ),
         }
         yield pd.DataFrame(found).to_csv(index=False, header=not start, lineterminator="\n")
-
-
-def _check_answer(answer):
-    """Require an answer to be what its class says."""
-    grid, thumbnail = answer.probabilities, answer.thumbnail
-    for name in ("size", "mpp", "cell"):
-        pair = getattr(answer, name)
-        if len(pair) != 2 or not all(math.isfinite(value) and value > 0 for value in pair):
-            raise InputError(f"{name}={pair!r} is no pair (x, y) above 0; give finite numbers")
-    if grid.ndim != 2 or grid.dtype.kind != "f" or not grid.size:
-        raise InputError(
-            f"probabilities of shape {grid.shape} and type {grid.dtype} are no grid of cells; give"
-            " (rows, columns) of floats"
-        )
-    finite = grid[~np.isnan(grid)]
-    if finite.size and not (finite.min() >= 0 and finite.max() <= 1):
-        raise InputError(
-            f"probabilities from {finite.min()} to {finite.max()} are not within 0 to 1; apply"
-            " softmax to logits first"
-        )
-    for axis, count, cell, end in zip("xy", grid.shape[::-1], answer.cell, answer.size):
-        if not (count - 1) * cell < end or count * cell < end * (1 - 1e-6):
-            raise InputError(
-                f"{count} cells of {cell} px do not cover the slide's {end} px in {axis}; give as"
-                " many as begin within it"
-            )
-    if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
-        raise InputError(
-            f"a thumbnail of shape {thumbnail.shape} and type {thumbnail.dtype} is no picture; give"
-            " (H, W, 3) uint8"
-        )
 
 
 def _refuse_others_files(folder, answer):

@@ -23,7 +23,7 @@ def summarise(answer: SlideAnswer, regions: Regions, threshold: float) -> dict:
     """
     areas, tissue = cell_areas(answer), np.isfinite(answer.probabilities)
     above = answer.probabilities > threshold
-    found = round(float(areas[tissue].sum()), 6)
+    found, high = float(areas[tissue].sum()), float(areas[above].sum())
     listed = [_region(answer, regions, number) for number in range(min(len(regions), LISTED))]
     return {
         "format": FORMAT,
@@ -35,9 +35,9 @@ def summarise(answer: SlideAnswer, regions: Regions, threshold: float) -> dict:
         "cell_um": [round(cell * mpp, 6) for cell, mpp in zip(answer.cell, answer.mpp)],
         "threshold": float(threshold),
         "tissue_cells": int(tissue.sum()),
-        "tissue_mm2": found,
-        "above_mm2": round(float(areas[above].sum()), 6),
-        "share_above": round(float(areas[above].sum()) / found, 6) if found else None,
+        "tissue_mm2": round(found, 6),
+        "above_mm2": round(high, 6),
+        "share_above": round(high / found, 6) if found else None,
         "region_count": len(regions),
         "largest_region": listed[0] if listed else None,
         "regions": listed,

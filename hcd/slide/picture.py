@@ -9,22 +9,21 @@ from .answer import SlideAnswer
 
 WIDE, TALL = 9, 7  # inches, room for the slide
 LEAST = 5.5  # inches, what the line below it needs
-TOP, LINE, EDGE = 0.5, 0.85, 0.3  # inches: title, line below, margin
+LINE, EDGE = 0.85, 0.3  # inches: line below, margin
 DPI = 150
 BAR = 1.6  # inches, the longest scale bar
 
 
-def draw_answer(answer: SlideAnswer, name: str) -> bytes:
+def draw_answer(answer: SlideAnswer) -> bytes:
     """Return a PNG of the heatmap over the slide, with a scale bar and a colour bar.
 
-    Args:
-        answer: see `SlideAnswer`. name: title.
+    It has no title: the slide's name is a stranger's, in letters that a font may lack.
     """
     width, height = (side * mpp for side, mpp in zip(answer.size, answer.mpp))  # um
     inch = max(width / WIDE, height / TALL)  # um an inch
     # a line of pixels is a slide too, and axes have to have a height
     drawn = max(width / inch, 0.02), max(height / inch, 0.02)
-    size = max(drawn[0], LEAST) + 2 * EDGE, drawn[1] + TOP + LINE
+    size = max(drawn[0], LEAST) + 2 * EDGE, drawn[1] + EDGE + LINE
     figure = Figure(figsize=size)  # its own canvas: no window, and pyplot does not hold on to it
 
     def box(left, bottom, wide, tall):
@@ -44,9 +43,6 @@ def draw_answer(answer: SlideAnswer, name: str) -> bytes:
         alpha=0.55,
     )
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    # matplotlib would set what stands between dollar signs as a formula
-    shown = name if len(name) <= 60 else f"{name[:28]}...{name[-28:]}"
-    figure.suptitle(shown.replace("$", r"\$"), y=1 - 0.17 / size[1], va="top", fontsize=11)
     colours = box(EDGE, 0.47, 2.6, 0.16)
     figure.colorbar(heat, cax=colours, orientation="horizontal", label="Tumour probability")
     _scale_bar(box(size[0] - EDGE - BAR, 0.3, BAR, 0.4), inch)

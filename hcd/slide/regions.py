@@ -109,12 +109,12 @@ def trace_outlines(labels: np.ndarray, count: int) -> list[list[np.ndarray]]:
 
 def _rings(flat, width, sides, following, count):
     """Walk from side to side until each is in a ring; return the rings' corners by label."""
-    ways = np.repeat(np.arange(4), [len(side) for side in sides])
+    ways: np.ndarray = np.repeat(np.arange(4), [len(side) for side in sides])
     cells = np.concatenate(sides)
     # where a side begins, in (column, row); the padding moved all by one
     x = cells % width - 1 + np.isin(ways, (1, 2))
     y = cells // width - 1 + (ways >= 2)
-    corner = np.zeros(len(cells), bool)
+    corner: np.ndarray = np.zeros(len(cells), bool)
     corner[following] = ways[following] != ways
     steps, corners, places = following.tolist(), corner.tolist(), np.stack([x, y], axis=1)
     rings: list[list] = [[] for _ in range(count)]
