@@ -76,6 +76,7 @@ _MODULES = {
     "runs.folder": ("prepare_output",),
     "runs.log": ("LogCallback", "tensorboard_log"),
     "slide.outputs": ("write_answer",),
+    "slide.sample": ("SlideSample", "make_slide_sample"),
     "split": ("evidence_groups", "grouped_split", "split_dataset", "stratified_split"),
     "stats": ("channel_statistics",),
     "sweep": ("sweep_weight_decay",),

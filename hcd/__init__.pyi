@@ -86,6 +86,8 @@ from .runs.folder import prepare_output as prepare_output
 from .runs.log import LogCallback as LogCallback
 from .runs.log import tensorboard_log as tensorboard_log
 from .slide.outputs import write_answer as write_answer
+from .slide.sample import SlideSample as SlideSample
+from .slide.sample import make_slide_sample as make_slide_sample
 from .split import evidence_groups as evidence_groups
 from .split import grouped_split as grouped_split
 from .split import split_dataset as split_dataset

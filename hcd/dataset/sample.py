@@ -132,7 +132,7 @@ def _remove_unfinished(root):
             path.unlink(missing_ok=True)
 
 
-def draw_patch(label, rng):
+def draw_patch(label, rng, stain=None):
     """Draw one schematic H&E patch.
 
     The label decides only which nuclei lie in the centre: lymphocytes as around them (0), or large,
@@ -141,7 +141,7 @@ def draw_patch(label, rng):
 
     Args:
         label: 0 (no tumour) or 1 (tumour in the centre 32 x 32). rng: numpy Generator or
-            RandomState.
+            RandomState. stain: see `draw_stain`; None draws one.
     Returns:
         (96, 96, 3) uint8 RGB.
     Raises:
@@ -156,7 +156,7 @@ def draw_patch(label, rng):
             f"rng={rng!r} is no numpy generator; pass numpy.random.default_rng(rng_seed)"
         )
     eosin, glass = _stroma(rng)
-    scan = _scanner(rng)
+    scan = _scanner(rng, stain or draw_stain(rng))
     spacing, keep, level = rng.uniform(9.3, 13), rng.uniform(0.2, 0.85), rng.uniform(0.95, 1.3)
     points = _grid(rng, spacing, keep)
     around = points[np.abs(points - MIDDLE).max(axis=1) > 13]
@@ -256,9 +256,8 @@ def _draw_nuclei(points, radius, roughness, level, vesicular, rng):
     return canvas / 100
 
 
-def _scanner(rng):
-    """Draw a stain, a lamp, a focus and noise; return the function (haematoxylin, eosin) -> (96,
-    96, 3) uint8 RGB."""
+def draw_stain(rng):
+    """Draw what the patches of one slide have in common: stain, lamp, focus and noise."""
     # absorption of R, G, B by haematoxylin,
     reddish, bluish = np.array(
         [
@@ -269,7 +268,12 @@ def _scanner(rng):
     )
     dyes = reddish + rng.uniform() * (bluish - reddish)
     dyes = dyes * rng.uniform(0.6, 0.95, (2, 1)) * np.exp(rng.normal(0, 0.04, (2, 3)))
-    lamp, focus, noise = 255 * rng.uniform(0.93, 1, 3), rng.uniform(0.4, 0.7), rng.uniform(1.5, 5)
+    return dyes, 255 * rng.uniform(0.93, 1, 3), rng.uniform(0.4, 0.7), rng.uniform(1.5, 5)
+
+
+def _scanner(rng, stain):
+    """Draw clumps and grain; return the function (haematoxylin, eosin) -> (96, 96, 3) uint8 RGB."""
+    dyes, lamp, focus, noise = stain
     clumps = 1 + 0.8 * cv2.GaussianBlur(rng.normal(size=(SIDE, SIDE)), (0, 0), 0.8)
     grain = noise * rng.normal(size=(SIDE, SIDE, 3))
 

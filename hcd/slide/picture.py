@@ -56,8 +56,9 @@ def _scale_bar(axis, inch):
     length = round_length(BAR * inch)
     axis.set(xlim=(0, BAR * inch), ylim=(0, 1))
     axis.set_axis_off()
-    axis.plot([0, length], [0.8, 0.8], color="black", linewidth=4, solid_capstyle="butt")
-    axis.text(length / 2, 0.55, length_text(length), ha="center", va="top", fontsize=10)
+    ends = [BAR * inch - length, BAR * inch]
+    axis.plot(ends, [0.8, 0.8], color="black", linewidth=4, solid_capstyle="butt")
+    axis.text(sum(ends) / 2, 0.55, length_text(length), ha="center", va="top", fontsize=10)
 
 
 def round_length(most: float) -> float:

@@ -1,0 +1,107 @@
+"""A small slide to try things on: drawn, not scanned."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..dataset.sample import SIDE, draw_patch, draw_stain
+from ..disk.whole import StrPath, refuse_link, whole_write
+from ..errors import InputError
+from ..export.card import SPACING_UM_PX
+from .heatmap import import_tifffile
+
+WIDTH, HEIGHT, MPP = 3000, 2000, 0.5  # px, px, um/px
+PLACES = ((840, 820, 230), (2100, 1230, 420))  # x, y, radius, px: where tumour is
+LEVELS, TILE, CELL = 3, 256, 32
+
+
+@dataclass(frozen=True)
+class SlideSample:
+    """A drawn slide. Attributes: path: of its file. places: (x, y, radius) of each place with
+    tumour, px of level 0."""
+
+    path: Path
+    places: tuple[tuple[int, int, int], ...]
+
+
+def make_slide_sample(path: StrPath, rng_seed: int = 0) -> SlideSample:
+    """Draw a slide of 3000 x 2000 px at 0.5 um/px with two places of tumour, from the nuclei and
+    the stroma of the synthetic sample; the same call again keeps it.
+
+    Args:
+        path: of the file, a tiled TIFF of three levels. rng_seed: int from 0; the same one draws
+            the same pixels.
+    Returns:
+        SlideSample.
+    Raises:
+        InputError: a bad rng_seed, or tifffile is not installed. FileExistsError: path is anything
+            else. OSError: it cannot be written, or is a link.
+    """
+    if not isinstance(rng_seed, (int, np.integer)) or rng_seed < 0:
+        raise InputError(
+            f"rng_seed={rng_seed!r} starts no random generator; pass a whole number from 0 up"
+        )
+    import_tifffile()
+    path = Path(path).expanduser()
+    refuse_link(path)
+    content = b"" if path.is_dir() else _encode(_draw_slide(np.random.default_rng(rng_seed)))
+    if path.exists() and (not path.is_file() or path.read_bytes() != content):
+        raise FileExistsError(
+            f"{path} is something other than the slide of rng_seed={rng_seed}; name a file that"
+            " does not exist, or remove this one"
+        )
+    if not path.exists():
+        with whole_write(path) as file:
+            file.write(content)
+    return SlideSample(path, PLACES)
+
+
+def _draw_slide(rng):
+    """Draw the pixels of level 0, (2000, 3000, 3) uint8 RGB: at the spacing of patches first."""
+    scale = MPP / SPACING_UM_PX
+    rows, columns = (int(np.ceil(side * scale / SIDE)) for side in (HEIGHT, WIDTH))
+    stain = draw_stain(rng)
+    tissue = np.vstack(
+        [np.hstack([draw_patch(0, rng, stain) for _ in range(columns)]) for _ in range(rows)]
+    )
+    first = (SIDE - CELL) // 2
+    for top in range(0, len(tissue), CELL):
+        for left in range(0, tissue.shape[1], CELL):
+            x, y = (left + CELL / 2) / scale, (top + CELL / 2) / scale
+            if any(np.hypot(x - to_x, y - to_y) < radius for to_x, to_y, radius in PLACES):
+                centre = draw_patch(1, rng, stain)[first : first + CELL, first : first + CELL]
+                tissue[top : top + CELL, left : left + CELL] = centre
+    turn = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    slide = cv2.warpAffine(tissue, turn, (WIDTH, HEIGHT), flags=flags)
+    # a piece of tissue whose edge is no circle, on glass
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    angle = np.arctan2(y - HEIGHT / 2, x - WIDTH / 2)
+    reach = 0.93 + 0.04 * np.cos(3 * angle + 1) + 0.02 * np.cos(7 * angle)
+    outside = np.hypot(x / (WIDTH / 2) - 1, y / (HEIGHT / 2) - 1) > reach
+    lamp = np.floor(stain[1]).astype(np.uint8)  # as it shines through the gaps of the tissue
+    slide[outside] = lamp - rng.integers(0, 4, (HEIGHT, WIDTH, 1), np.uint8)[outside]
+    return slide
+
+
+def _encode(slide) -> bytes:
+    """Return a slide as a tiled TIFF whose levels are halves, as every reader of slides knows."""
+    buffer = io.BytesIO()
+    with import_tifffile().TiffWriter(buffer) as file:
+        for level in range(LEVELS):
+            file.write(
+                slide,
+                photometric="rgb",
+                tile=(TILE, TILE),
+                compression="zlib",
+                subfiletype=int(level > 0),
+                resolution=(10_000 / MPP / 2**level,) * 2,
+                resolutionunit="CENTIMETER",
+                metadata=None,
+                software="hcd",
+            )
+            slide = cv2.resize(slide, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    return buffer.getvalue()
