@@ -13,8 +13,9 @@ from ..errors import InputError
 from ..export.card import SPACING_UM_PX
 from .heatmap import import_tifffile
 
-WIDTH, HEIGHT, MPP = 3000, 2000, 0.5  # px, px, um/px
-PLACES = ((840, 820, 230), (2100, 1230, 420))  # x, y, radius, px: where tumour is
+WIDTH, HEIGHT = 3000, 2000  # px
+MPP = SPACING_UM_PX / 2  # um/px: level 1 has the spacing of the patches
+PLACES = ((840, 820, 200), (2100, 1230, 340))  # x, y, radius, px: where tumour is
 LEVELS, TILE, CELL = 3, 256, 32
 
 
@@ -28,7 +29,7 @@ class SlideSample:
 
 
 def make_slide_sample(path: StrPath, rng_seed: int = 0) -> SlideSample:
-    """Draw a slide of 3000 x 2000 px at 0.5 um/px with two places of tumour, from the nuclei and
+    """Draw a slide of 3000 x 2000 px at 0.486 um/px with two places of tumour, from the nuclei and
     the stroma of the synthetic sample; the same call again keeps it.
 
     Args:
@@ -61,8 +62,7 @@ def make_slide_sample(path: StrPath, rng_seed: int = 0) -> SlideSample:
 
 def _draw_slide(rng):
     """Draw the pixels of level 0, (2000, 3000, 3) uint8 RGB: at the spacing of patches first."""
-    scale = MPP / SPACING_UM_PX
-    rows, columns = (int(np.ceil(side * scale / SIDE)) for side in (HEIGHT, WIDTH))
+    rows, columns = (int(np.ceil(side / 2 / SIDE)) for side in (HEIGHT, WIDTH))
     stain = draw_stain(rng)
     tissue = np.vstack(
         [np.hstack([draw_patch(0, rng, stain) for _ in range(columns)]) for _ in range(rows)]
@@ -70,13 +70,12 @@ def _draw_slide(rng):
     first = (SIDE - CELL) // 2
     for top in range(0, len(tissue), CELL):
         for left in range(0, tissue.shape[1], CELL):
-            x, y = (left + CELL / 2) / scale, (top + CELL / 2) / scale
+            x, y = 2 * left + CELL, 2 * top + CELL
             if any(np.hypot(x - to_x, y - to_y) < radius for to_x, to_y, radius in PLACES):
                 centre = draw_patch(1, rng, stain)[first : first + CELL, first : first + CELL]
                 tissue[top : top + CELL, left : left + CELL] = centre
-    turn = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    slide = cv2.warpAffine(tissue, turn, (WIDTH, HEIGHT), flags=flags)
+    tissue = tissue[: HEIGHT // 2, : WIDTH // 2]
+    slide = cv2.resize(tissue, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
     # a piece of tissue whose edge is no circle, on glass
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     angle = np.arctan2(y - HEIGHT / 2, x - WIDTH / 2)
