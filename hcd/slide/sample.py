@@ -74,16 +74,14 @@ def _draw_slide(rng):
             if any(np.hypot(x - to_x, y - to_y) < radius for to_x, to_y, radius in PLACES):
                 centre = draw_patch(1, rng, stain)[first : first + CELL, first : first + CELL]
                 tissue[top : top + CELL, left : left + CELL] = centre
-    tissue = tissue[: HEIGHT // 2, : WIDTH // 2]
-    slide = cv2.resize(tissue, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    slide = tissue[: HEIGHT // 2, : WIDTH // 2]
     # a piece of tissue whose edge is no circle, on glass
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    angle = np.arctan2(y - HEIGHT / 2, x - WIDTH / 2)
-    reach = 0.93 + 0.04 * np.cos(3 * angle + 1) + 0.02 * np.cos(7 * angle)
-    outside = np.hypot(x / (WIDTH / 2) - 1, y / (HEIGHT / 2) - 1) > reach
+    y, x = np.mgrid[-1 : 1 : 1j * (HEIGHT // 2), -1 : 1 : 1j * (WIDTH // 2)]
+    angle = np.arctan2(y * HEIGHT, x * WIDTH)
+    outside = np.hypot(x, y) > 0.93 + 0.04 * np.cos(3 * angle + 1) + 0.02 * np.cos(7 * angle)
     lamp = np.floor(stain[1]).astype(np.uint8)  # as it shines through the gaps of the tissue
-    slide[outside] = lamp - rng.integers(0, 4, (HEIGHT, WIDTH, 1), np.uint8)[outside]
-    return slide
+    slide[outside] = lamp - rng.integers(0, 4, (outside.sum(), 1), np.uint8)
+    return cv2.resize(slide, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
 
 
 def _encode(slide) -> bytes:
