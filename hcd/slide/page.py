@@ -13,7 +13,8 @@ from .regions import Regions, cell_areas, grid_lines, longest_extent
 
 FORMAT = "hcd-slide-1"
 LISTED = 10  # regions on the page, the largest
-CARD = ("metrics", "splits", "dataset", "license", "spacing_um_px", "intended_use", "limits")
+CARD = ("weights_sha256", "metrics", "splits", "dataset", "license", "spacing_um_px")
+CARD += ("intended_use", "limits")
 
 
 def summarise(answer: SlideAnswer, regions: Regions, threshold: float) -> dict:
@@ -42,7 +43,7 @@ def summarise(answer: SlideAnswer, regions: Regions, threshold: float) -> dict:
         "largest_region": listed[0] if listed else None,
         "regions": listed,
         "model": {
-            "name": answer.card.get("recipe", {}).get("arch", "unnamed"),
+            "name": answer.card.get("recipe", {}).get("arch"),  # an ONNX file has none
             **{name: answer.card[name] for name in CARD if name in answer.card},
         },
     }
