@@ -13,9 +13,9 @@ from ..errors import InputError
 from ..export.card import SPACING_UM_PX
 from .heatmap import import_tifffile
 
-WIDTH, HEIGHT = 3000, 2000  # px
+WIDTH, HEIGHT = 2400, 1600  # px
 MPP = SPACING_UM_PX / 2  # um/px: level 1 has the spacing of the patches
-PLACES = ((840, 820, 200), (2100, 1230, 340))  # x, y, radius, px: where tumour is
+PLACES = ((680, 640, 180), (1680, 980, 290))  # x, y, radius, px: where tumour is
 LEVELS, TILE, CELL = 3, 256, 32
 
 
@@ -29,7 +29,7 @@ class SlideSample:
 
 
 def make_slide_sample(path: StrPath, rng_seed: int = 0) -> SlideSample:
-    """Draw a slide of 3000 x 2000 px at 0.486 um/px with two places of tumour, from the nuclei and
+    """Draw a slide of 2400 x 1600 px at 0.486 um/px with two places of tumour, from the nuclei and
     the stroma of the synthetic sample; the same call again keeps it.
 
     Args:
@@ -61,7 +61,7 @@ def make_slide_sample(path: StrPath, rng_seed: int = 0) -> SlideSample:
 
 
 def _draw_slide(rng):
-    """Draw the pixels of level 0, (2000, 3000, 3) uint8 RGB: at the spacing of patches first."""
+    """Draw the pixels of level 0, (1600, 2400, 3) uint8 RGB: at the spacing of patches first."""
     rows, columns = (int(np.ceil(side / 2 / SIDE)) for side in (HEIGHT, WIDTH))
     stain = draw_stain(rng)
     tissue = np.vstack(

@@ -18,13 +18,13 @@ def drawn(tmp_path_factory):
 def test_it_is_a_tiled_pyramid_that_knows_its_spacing(drawn):
     with tifffile.TiffFile(drawn.path) as file:
         shapes = [page.shape for page in file.pages]
-        assert shapes == [(2000, 3000, 3), (1000, 1500, 3), (500, 750, 3)]
+        assert shapes == [(1600, 2400, 3), (800, 1200, 3), (400, 600, 3)]
         for level, page in enumerate(file.pages):
             above, below = page.tags["XResolution"].value
             assert 10_000 * below / above == pytest.approx(0.486 * 2**level, rel=1e-5)
             assert page.is_tiled and page.is_reduced == (level > 0)
         fine, coarse = (file.pages[level].asarray().astype(float) for level in (0, 1))
-    means = fine.reshape(1000, 2, 1500, 2, 3).mean(axis=(1, 3))
+    means = fine.reshape(800, 2, 1200, 2, 3).mean(axis=(1, 3))
     assert np.abs(means - coarse).max() <= 0.75
 
 
@@ -34,9 +34,9 @@ def test_tumour_is_where_it_says_and_nowhere_else(drawn, tmp_path, monkeypatch):
     assert healthy.places == ()
     one, other = (tifffile.imread(path).astype(int) for path in (drawn.path, healthy.path))
     changed = np.abs(one - other).max(axis=2) > 8  # more than the grain of glass
-    y, x = np.mgrid[:2000, :3000]
+    y, x = np.mgrid[:1600, :2400]
     cell = 32 * 0.972 / 0.486
-    inside, near = np.zeros((2, 2000, 3000), bool)
+    inside, near = np.zeros((2, 1600, 2400), bool)
     for to_x, to_y, radius in drawn.places:
         far = np.hypot(x - to_x, y - to_y)
         inside |= far < radius - cell
