@@ -28,6 +28,7 @@ from .shapes import cell_lines, region_lines
 
 HEATMAP, PICTURE, TABLE = "heatmap.ome.tif", "overview.png", "cells.csv"
 REGIONS, CELLS, PAGE, SUMMARY = "regions.geojson", "cells.geojson", "summary.html", "summary.json"
+NAMES = (HEATMAP, PICTURE, REGIONS, CELLS, TABLE, PAGE, SUMMARY)
 MOST_BYTES = 1 << 24  # of an older summary
 ROWS = 1 << 16  # of the table, written at once
 
@@ -64,14 +65,30 @@ def write_answer(
                 with whole_write(Path(scratch, name)) as file:
                     for part in content:
                         file.write(part)
-            for name in names:  # the summary comes last: where it is, the rest is
-                os.replace(Path(scratch, name), folder / name)
-            if not cells:  # of the older answer
-                (folder / CELLS).unlink(missing_ok=True)
+            _replace(folder, Path(scratch), names)
         except OSError as error:  # it names the scratch folder, which is gone by then
             reason = OSError(error.errno, os.strerror(error.errno or 0))
             raise unwritable(folder, reason) from error
     return [folder / name for name in names]
+
+
+def _replace(folder, scratch, names):
+    """Put the new files in the place of the older ones, or leave those as they were."""
+    older = scratch / "older"
+    try:
+        older.mkdir()
+        for name in NAMES:
+            if (folder / name).exists():
+                os.replace(folder / name, older / name)
+        for name in names:
+            os.replace(scratch / name, folder / name)
+    except BaseException:  # Ctrl-C too
+        for name in NAMES:
+            if (older / name).exists():
+                os.replace(older / name, folder / name)
+            elif not (scratch / name).exists() and name in names:
+                (folder / name).unlink()
+        raise
 
 
 def _files(answer, threshold, cells) -> Iterator[tuple]:
@@ -113,10 +130,9 @@ def _table(answer) -> Iterator[str]:
 
 def _refuse_others_files(folder, answer):
     """Require what would be written over to be an older answer for this slide."""
-    names = (HEATMAP, PICTURE, REGIONS, CELLS, TABLE, PAGE, SUMMARY)
-    for name in names:
+    for name in NAMES:
         refuse_link(folder / name)
-    held = [name for name in names if (folder / name).exists()]
+    held = [name for name in NAMES if (folder / name).exists()]
     older = read_json(folder / SUMMARY, MOST_BYTES) if (folder / SUMMARY).is_file() else None
     older = older if isinstance(older, dict) else {}
     same = (older.get("slide"), older.get("size_px")) == (slide_name(answer), [*answer.size])

@@ -13,8 +13,8 @@ from .regions import Regions, cell_areas, grid_lines, longest_extent
 
 FORMAT = "hcd-slide-1"
 LISTED = 10  # regions on the page, the largest
-CARD = ("weights_sha256", "metrics", "splits", "dataset", "license", "spacing_um_px")
-CARD += ("intended_use", "limits")
+CARD = ["weights_sha256", "metrics", "splits", "dataset", "license", "spacing_um_px"]
+CARD += ["intended_use", "limits"]
 
 
 def summarise(answer: SlideAnswer, regions: Regions, threshold: float) -> dict:

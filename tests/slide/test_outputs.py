@@ -453,6 +453,34 @@ def test_a_full_disk_leaves_the_older_answer(answer, tmp_path, monkeypatch, refu
     assert os.listdir(tmp_path / "new") == []
 
 
+@pytest.mark.parametrize("count", [7, 10, 13, 14, 16, 19])
+@pytest.mark.parametrize("error", [PermissionError(errno.EPERM, "no"), KeyboardInterrupt()])
+def test_files_that_cannot_be_moved_leave_the_older_answer(
+    answer, tmp_path, monkeypatch, count, error
+):
+    """The first six moves are those of the new files within the scratch folder."""
+    write_answer(answer, tmp_path / "a", cells=True)
+    older = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    newer = replace(answer, probabilities=1 - answer.probabilities)
+    original, calls = os.replace, []
+
+    def fail(source, target):
+        calls.append(source)
+        if len(calls) == count:
+            raise error
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(type(error)):
+        write_answer(newer, tmp_path / "a")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == older
+    if count < 13:
+        calls.clear()
+        with pytest.raises(type(error)):
+            write_answer(newer, tmp_path / "new")
+        assert os.listdir(tmp_path / "new") == []
+
+
 def test_ctrl_c_leaves_the_older_answer(answer, tmp_path, monkeypatch):
     write_answer(answer, tmp_path)
     older = {name: (tmp_path / name).read_bytes() for name in NAMES}
