@@ -5,7 +5,7 @@ from numbers import Real
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, InputTypeError
 from .answer import SlideAnswer
 
 
@@ -13,8 +13,15 @@ def check_answer(answer: SlideAnswer, threshold: float) -> None:
     """Require an answer to be what its class says, and a threshold to part probabilities.
 
     Raises:
-        InputError: one is not.
+        InputError, InputTypeError: one is not.
     """
+    kinds: dict = {"probabilities": np.ndarray, "thumbnail": np.ndarray, "card": dict}
+    for name, kind in (kinds | dict.fromkeys(("size", "mpp", "cell"), tuple)).items():
+        if not isinstance(getattr(answer, name, None), kind):
+            raise InputTypeError(
+                f"{type(answer).__name__}.{name} is no {kind.__name__}; give what predict_slide"
+                " returns"
+            )
     if not isinstance(threshold, Real) or not 0 <= threshold < 1:
         raise InputError(
             f"threshold={threshold!r} parts no probabilities; give a number from 0 to below 1"

@@ -49,7 +49,7 @@ def write_answer(
     Returns:
         Paths of the files.
     Raises:
-        InputError: not such an answer or threshold, or tifffile is not installed.
+        InputError, InputTypeError: not such an answer or threshold, or tifffile is missing.
             FileExistsError: files of these names that are something else's. OSError: the folder
             cannot be written, or is or holds a link. No file is written then.
     """

@@ -392,6 +392,9 @@ def test_a_huge_slide(card, tmp_path):
         ({"threshold": 1}, ["threshold=1", "from 0 to below 1"]),
         ({"threshold": -0.1}, ["threshold=-0.1"]),
         ({"threshold": float("nan")}, ["threshold=nan"]),
+        ({"probabilities": [[0.5]]}, ["SlideAnswer.probabilities is no ndarray"]),
+        ({"card": None}, ["SlideAnswer.card is no dict"]),
+        ({"mpp": 0.5}, ["SlideAnswer.mpp is no tuple"]),
         ({"threshold": "0.5"}, ["threshold='0.5'"]),
         ({"probabilities": np.zeros((7, 9), int)}, ["int64", "(rows, columns)"]),
         ({"probabilities": np.zeros(9, np.float32)}, ["(9,)"]),
@@ -414,6 +417,12 @@ def test_what_is_no_answer_is_refused(answer, tmp_path, refused, change, parts):
     threshold = change.pop("threshold", 0.5)
     with refused(InputError, *parts):
         write_answer(replace(answer, **change), tmp_path / "new", threshold)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_path_is_no_answer(tmp_path, refused):
+    with refused(InputError, "str.probabilities", "predict_slide"):
+        write_answer("slide.tif", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
