@@ -156,7 +156,7 @@ def draw_patch(label, rng, stain=None):
             f"rng={rng!r} is no numpy generator; pass numpy.random.default_rng(rng_seed)"
         )
     eosin, glass = _stroma(rng)
-    scan = _scanner(rng, stain or draw_stain(rng))
+    scan = _scanner(rng, stain)
     spacing, keep, level = rng.uniform(9.3, 13), rng.uniform(0.2, 0.85), rng.uniform(0.95, 1.3)
     points = _grid(rng, spacing, keep)
     around = points[np.abs(points - MIDDLE).max(axis=1) > 13]
@@ -271,9 +271,9 @@ def draw_stain(rng):
     return dyes, 255 * rng.uniform(0.93, 1, 3), rng.uniform(0.4, 0.7), rng.uniform(1.5, 5)
 
 
-def _scanner(rng, stain):
+def _scanner(rng, stain=None):
     """Draw clumps and grain; return the function (haematoxylin, eosin) -> (96, 96, 3) uint8 RGB."""
-    dyes, lamp, focus, noise = stain
+    dyes, lamp, focus, noise = stain or draw_stain(rng)
     clumps = 1 + 0.8 * cv2.GaussianBlur(rng.normal(size=(SIDE, SIDE)), (0, 0), 0.8)
     grain = noise * rng.normal(size=(SIDE, SIDE, 3))
 
