@@ -81,6 +81,13 @@ setup(
         ],
         "notebook": ["jupyterlab>=4"],  # opens what `hcd notebook` copies
         "pcam": ["h5py>=3.10", "isal>=1.7"],  # reads PatchCamelyon's files, and those gzipped
+        # reads whole slides; of tiffslide, 3 and later need Python 3.11
+        "slide": [
+            "openslide-python>=1.4.1",
+            "openslide-bin>=4.0.0.6",
+            "tiffslide>=2.5.1",
+            "tifffile>=2025.5.10",
+        ],
         "tensorboard": ["tensorboard>=2.14"],  # writes what `tensorboard_log` is told
         "test": [
             "pytest>=7.4",
@@ -100,6 +107,10 @@ setup(
             "httpx>=0.27",
             "httpx2>=2.0",
             "playwright>=1.40",
+            "openslide-python>=1.4.1",
+            "openslide-bin>=4.0.0.6",
+            "tiffslide>=2.5.1",
+            "tifffile>=2025.5.10",
             "huggingface-hub>=0.25",  # its parser reads the model cards
             "tensorboard>=2.14",
         ],

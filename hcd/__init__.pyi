@@ -85,7 +85,9 @@ from .runs.checkpoint import Checkpoints as Checkpoints
 from .runs.folder import prepare_output as prepare_output
 from .runs.log import LogCallback as LogCallback
 from .runs.log import tensorboard_log as tensorboard_log
+from .slide.answer import SlideAnswer as SlideAnswer
 from .slide.outputs import write_answer as write_answer
+from .slide.predict import predict_slide as predict_slide
 from .slide.sample import SlideSample as SlideSample
 from .slide.sample import make_slide_sample as make_slide_sample
 from .split import evidence_groups as evidence_groups

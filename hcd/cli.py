@@ -141,6 +141,13 @@ def export(options) -> int:
     return 0
 
 
+def slide(options) -> int:
+    """Answer whole slides with a model."""
+    from .slide.command import slide
+
+    return slide(options)
+
+
 def serve(options) -> int:
     """Answer images in a browser, with a model."""
     from .deploy.serve import serve
@@ -242,6 +249,7 @@ def _parser():
         _add_run,
         _add_notebook,
         _add_predict,
+        _add_slide,
         _add_export,
         _add_serve,
         _add_report,
@@ -311,6 +319,24 @@ def _add_predict(commands):
     add("--device", help="cpu, cuda, ...; default: a GPU when there is one")
     add("--fast", action="store_true", help="compute in 16 bits")
     add("--batch-size", type=int, default=64, metavar="N", help="images at once; default: 64")
+    add("--threads", type=int, metavar="N", help="of torch on a CPU; default: torch's own")
+    add("--calibrated", action="store_true", help="apply the temperature on the model's card")
+
+
+def _add_slide(commands):
+    command = commands.add_parser(
+        "slide", help="find tumour on whole slides; needs pip install 'hcd[slide]'"
+    )
+    command.set_defaults(command=slide)
+    add = command.add_argument
+    add("model", metavar="MODEL", help="see `hcd predict`")
+    add("slides", metavar="SLIDE", nargs="+", help="file of a slide, or a folder of them")
+    add("--output", default="slides", metavar="DIR", help="gets a folder a slide; default: slides")
+    add("--mpp", type=float, metavar="UM", help="um a pixel; default: what the slide says")
+    add("--threshold", type=float, default=0.5, metavar="P", help="of tumour; default: 0.5")
+    add("--device", help="cpu, cuda, ...; default: a GPU when there is one")
+    add("--fast", action="store_true", help="compute in 16 bits")
+    add("--batch-size", type=int, default=64, metavar="N", help="patches at once; default: 64")
     add("--threads", type=int, metavar="N", help="of torch on a CPU; default: torch's own")
     add("--calibrated", action="store_true", help="apply the temperature on the model's card")
 
