@@ -61,7 +61,7 @@ class Kept:
 
     def _load(self, file):
         try:
-            with np.load(file, allow_pickle=False) as held:
+            with file.open("rb") as content, np.load(content, allow_pickle=False) as held:
                 key = json.loads(str(held["key"]))
                 probabilities, done = held["probabilities"], held["done"]
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

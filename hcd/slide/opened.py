@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,15 +156,18 @@ def _of_openslide(openslide, path):
 
 
 def _of_tiffslide(tiffslide, path):
-    try:
-        with _told() as faults:
-            opened = tiffslide.TiffSlide(os.fspath(path))
-            sizes, properties = list(opened.level_dimensions), opened.properties
-        if faults:
-            raise ValueError(faults[0])
-        probe = opened.read_region((0, 0), 0, (1, 1), as_array=True)
-    except Exception as error:  # of a damaged file, tifffile raises what it happens to meet
-        raise _no_slide(path, error) from error
+    with ExitStack() as stack:
+        try:
+            with _told() as faults:
+                opened = tiffslide.TiffSlide(os.fspath(path))
+                stack.callback(opened.close)
+                sizes, properties = list(opened.level_dimensions), opened.properties
+            if faults:
+                raise ValueError(faults[0])
+            probe = opened.read_region((0, 0), 0, (1, 1), as_array=True)
+        except Exception as error:  # of a damaged file, tifffile raises what it happens to meet
+            raise _no_slide(path, error) from error
+        stack.pop_all()
     if probe.dtype != np.uint8 or probe.shape[2] not in (3, 4):
         opened.close()
         raise InputError(
@@ -174,16 +177,21 @@ def _of_tiffslide(tiffslide, path):
     factors = opened.level_downsamples
 
     def pixels(level, x, y, width, height):
-        # it divides and drops what is left
-        place = tuple(math.ceil(value * factors[level] - 1e-6) for value in (x, y))
-        for axis, value in enumerate((x, y)):
-            if int(place[axis] / factors[level]) < value:
-                place = tuple(p + (axis == i) for i, p in enumerate(place))
+        place = tuple(_first(value, factors[level]) for value in (x, y))
         return opened.read_region(place, level, (width, height), as_array=True)
 
     mpp = _spacing(properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
     mpp = mpp or _ome_spacing(opened.ts_tifffile)
     return Slide(path, sizes, mpp, "tiffslide", "", pixels, opened.close)
+
+
+def _first(value, factor):
+    """Return the first pixel of level 0 that tiffslide, which divides and drops what is left, takes
+    for the pixel `value` of a level."""
+    place = math.ceil(value * factor)
+    while int(place / factor) < value:  # the product was rounded down
+        place += 1
+    return place
 
 
 def _spacing(values):

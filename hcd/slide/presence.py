@@ -14,7 +14,7 @@ from .opened import Slide
 from .tissue import overview_level
 
 SEEN, UNSEEN = 0.9, 0.1  # share of a cell that is there, and that is not
-PROBE = 16  # px
+PROBES, PROBE = 8, 16  # cells of a block that are looked at, and px of one
 
 
 def require_whole_block(
@@ -40,9 +40,11 @@ def require_whole_block(
 
 
 def require_same_presence(slide: Slide, grid: Grid, seen: np.ndarray) -> None:
-    """Require what the overview lacks to be missing on another level too, by looking once in each
-    block.
+    """Require what the overview lacks to be missing on another level too, by looking at a few cells
+    of each block.
 
+    Args:
+        seen: see `require_whole_block`, of the whole grid.
     Raises:
         InputError: it is not.
     """
@@ -50,18 +52,24 @@ def require_same_presence(slide: Slide, grid: Grid, seen: np.ndarray) -> None:
     level = grid.level if grid.level != overviews else 0
     if level == overviews:
         return
-    factors, size = slide.downsample(level), slide.sizes[level]
+    draw = np.random.default_rng(0)  # cells at a fixed distance might all lie on a black edge
     for rows, columns in grid.blocks():
         unseen = np.argwhere(seen[rows, columns] < UNSEEN)
-        if not len(unseen):
-            continue
-        row, column = unseen[len(unseen) // 2] + (rows.start, columns.start)
-        x = int((column + 0.5) * grid.cell[0] / factors[0]) - PROBE // 2
-        y = int((row + 0.5) * grid.cell[1] / factors[1]) - PROBE // 2
-        x, y = max(0, min(x, size[0] - PROBE)), max(0, min(y, size[1] - PROBE))
-        _, there = slide.read(level, x, y, min(PROBE, size[0]), min(PROBE, size[1]))
-        if there.mean() > SEEN:
-            raise _missing(slide, grid, overviews, row, column)
+        for cell in draw.permutation(unseen)[:PROBES]:
+            row, column = cell + (rows.start, columns.start)
+            if _is_there(slide, grid, level, row, column):
+                raise _missing(slide, grid, overviews, row, column)
+
+
+def _is_there(slide, grid, level, row, column):
+    """Say whether a level has something in the middle of a cell."""
+    place, extent = [], []
+    for axis, number in enumerate((column, row)):
+        length = slide.sizes[level][axis]
+        middle = int((number + 0.5) * grid.cell[axis] / slide.downsample(level)[axis])
+        place.append(max(0, min(middle - PROBE // 2, length - PROBE)))
+        extent.append(min(PROBE, length))
+    return slide.read(level, *place, *extent)[1].mean() > SEEN
 
 
 def _missing(slide, grid, level, row, column):

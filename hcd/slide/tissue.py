@@ -13,7 +13,8 @@ STRIP = 1 << 23  # pixels of that level, read at once
 COARSE_UM = 8  # spacing at which tissue is told from glass: a few pixels a nucleus
 # Otsu's threshold of saturation, 0 to 255, is kept within these: a slide without glass or without
 # tissue has no two kinds to part
-LEAST, MOST = 12, 30
+LEAST, MOST = 12, 20
+INK = 50  # saturation from which a bluish green is ink, and no lamp's tint
 DARK = 60  # brightness, 0 to 255, below which nothing that light went through lies
 
 
@@ -86,7 +87,9 @@ def tissue_mask(rgb: np.ndarray, spacing_um: float) -> np.ndarray:
     red, green, blue = (coarse[..., channel].astype(int) for channel in range(3))
     most, least = coarse.max(axis=2).astype(int), coarse.min(axis=2).astype(int)
     saturation = 255 * (most - least) // np.maximum(most, 1)
-    alien = (most < DARK) | ((green > red + 8) & (saturation > LEAST))
+    # a scanner's noise gives single pixels of glass a colour
+    saturation = cv2.medianBlur(saturation.astype(np.uint8), 3).astype(int)
+    alien = (most < DARK) | ((green > red + 8) & (saturation > INK))
     alien |= (saturation > 150) & (5 * blue < 7 * green) & (red > blue)
     # ink fades out at its rim
     alien = cv2.dilate(alien.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
