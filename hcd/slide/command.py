@@ -55,9 +55,10 @@ def slide(options) -> int:
 
 def _require_shares(options):
     """Turn down numbers that would fail only after hours."""
-    if not 0 < options.threshold < 1:
+    if not 0 <= options.threshold < 1:
         raise InputError(
-            f"--threshold {options.threshold} is no probability; give one between 0 and 1"
+            f"--threshold {options.threshold} is no threshold; give a probability from 0 up to,"
+            " not including, 1"
         )
     if options.mpp is not None and not 0 < options.mpp < float("inf"):
         raise InputError(f"--mpp {options.mpp} is no spacing; give um a pixel, such as 0.25")
