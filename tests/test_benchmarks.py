@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from benchmarks import auc, audit, cold, curve, epoch, gpu, plain, robust, startup
+from benchmarks import auc, audit, cold, curve, epoch, gpu, plain, robust, slide, startup
 from benchmarks.rows import drawn, require_equal
 
 import hcd
@@ -238,3 +238,12 @@ def test_the_robust_command_compares_each_change_with_the_plain_recipe(
     assert float(difference) == pytest.approx(float(mean) - float(plain.split(" | ")[2]), abs=2e-4)
     low, high = map(float, interval.split(" to "))
     assert low < float(difference) < high
+
+
+@pytest.mark.long
+def test_the_slide_command_answers_and_reads(capsys):
+    slide.main(["--tiny", "--arch", "squeezenet1_1", "--form", "SubIFDs"])
+    cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert cells[0] == "1,536 x 1,152" and 40 < int(cells[1]) < 108
+    assert all(float(cells[place]) > 0 for place in (2, 3, 4))
+    assert cells[5].endswith(" s") and cells[6].endswith("%") and cells[7].endswith(" MiB")
