@@ -212,3 +212,41 @@ def learner(databunch, small_recipe, tmp_path_factory):
     change."""
     hcd.set_rng_seed(0)
     return hcd.get_learner(databunch, small_recipe, path=tmp_path_factory.mktemp("learner"))
+
+
+@pytest.fixture
+def darkness():
+    """A model whose answer anybody can compute, for slides."""
+    from slide.helpers import Darkness
+
+    return Darkness()
+
+
+@pytest.fixture(scope="session")
+def section():
+    """A painted section of tissue of 768 x 576 px, with one tumour, ink and a black edge."""
+    from slide.helpers import PLACES
+    from slide.painted import paint
+
+    return paint(768, 576, PLACES)
+
+
+@pytest.fixture(scope="session")
+def slide_file(section, tmp_path_factory):
+    """Function (**options of `painted.save`) -> path of `section` as a slide; read it only."""
+    from slide.helpers import SIZE
+    from slide.painted import save
+
+    folder, made = tmp_path_factory.mktemp("slides"), {}
+
+    def saved(**options):
+        name = "-".join(f"{name}={value}" for name, value in sorted(options.items())) or "plain"
+        if name not in made:
+            own = dict(options)
+            if own.get("alpha"):
+                own["alpha"] = np.where(section.tissue, 255, 0).astype(np.uint8)
+            path = folder / f"{name}{'.ome' if own.get('ome') else ''}.tif"
+            made[name] = save(path, section, **{"size": SIZE, "levels": 4, **own})
+        return made[name]
+
+    return saved
