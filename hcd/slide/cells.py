@@ -60,18 +60,7 @@ def make_grid(slide: Slide, mpp: tuple[float, float], spacing_um: float, patch: 
             f"{slide.path} has {mpp[0]:.6g} x {mpp[1]:.6g} um a pixel, and the model, trained at"
             f" {spacing_um:g}, takes {FINEST_UM:g} to {COARSEST * spacing_um:g}; {REMEDY}"
         )
-    spacings = []
-    for level in range(len(slide.sizes)):
-        x, y = slide.downsample(level)
-        spacings.append((mpp[0] * x / spacing_um, mpp[1] * y / spacing_um))
-    off = [max(abs(math.log(x)), abs(math.log(y))) for x, y in spacings]
-    level = int(np.argmin(off))
-    if max(abs(ratio - 1) for ratio in spacings[level]) <= NEAR:
-        factor = (1.0, 1.0)
-    else:
-        finer = [i for i, ratios in enumerate(spacings) if max(ratios) <= 1]
-        level = finer[-1] if finer else 0
-        factor = 1 / spacings[level][0], 1 / spacings[level][1]
+    level, factor = _chosen(slide, mpp, spacing_um)
     down = slide.downsample(level)
     cell = CELL * factor[0] * down[0], CELL * factor[1] * down[1]
     width, height = slide.sizes[0]
@@ -83,6 +72,20 @@ def make_grid(slide: Slide, mpp: tuple[float, float], spacing_um: float, patch: 
     # a hair above a whole number of cells is a rounding error, not a cell
     shape = math.ceil(height / cell[1] - 1e-6), math.ceil(width / cell[0] - 1e-6)
     return Grid(level, factor, cell, shape, patch)
+
+
+def _chosen(slide, mpp, spacing_um):
+    """Return the level to read, and its pixels to one of the model's (x, y)."""
+    ratios = []
+    for level in range(len(slide.sizes)):
+        x, y = slide.downsample(level)
+        ratios.append((mpp[0] * x / spacing_um, mpp[1] * y / spacing_um))
+    nearest = int(np.argmin([max(abs(math.log(x)), abs(math.log(y))) for x, y in ratios]))
+    if max(abs(ratio - 1) for ratio in ratios[nearest]) <= NEAR:
+        return nearest, (1.0, 1.0)
+    finer = [level for level, both in enumerate(ratios) if max(both) <= 1]
+    level = finer[-1] if finer else 0
+    return level, (1 / ratios[level][0], 1 / ratios[level][1])
 
 
 def shares(image: np.ndarray, grid: Grid, size: tuple[int, int]) -> np.ndarray:

@@ -15,9 +15,10 @@ from ..errors import InputError
 from ..export.command import open_model
 from ..export.prediction import answering, answers_by_itself
 from ..terminal import printable, tell
+from .asked import card_of
 from .kept import fingerprint, kept_file
-from .opened import import_readers
-from .predict import card_of, predict_slide
+from .libraries import import_readers
+from .predict import predict_slide
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 ANSWER = "answer.json"  # what a folder was answered from
@@ -99,13 +100,11 @@ def _listed(names):
 
 def _answer(bundle, path, output, options, threads):
     """Answer one slide, or find that an earlier call has."""
-    from .outputs import write_answer
-
-    target, kept = output / path.stem, kept_file(output, path)
+    target, shown = output / path.stem, printable(str(path))
     refuse_link(target)
     if target.exists():
         _require_answered(target, _question(bundle, path, options))
-        print(f"{printable(str(path))}\t{printable(str(target))}\tanswered already", flush=True)
+        print(f"{shown}\t{printable(str(target))}\tanswered already", flush=True)
         return
     settings: dict[str, Any] = {"fast": options.fast, "calibrated": options.calibrated}
     answer = predict_slide(
@@ -118,21 +117,29 @@ def _answer(bundle, path, output, options, threads):
         resume=output,
         **settings,
     )
-    try:
-        question = _question(bundle, path, options)
-        with TemporaryDirectory(prefix=SCRATCH, dir=output) as scratch:
-            write_answer(answer, Path(scratch, path.stem), options.threshold)
-            write_json(Path(scratch, path.stem, ANSWER), question)
-            os.rename(Path(scratch, path.stem), target)
-    except OSError as error:
-        reason = OSError(error.errno, os.strerror(error.errno)) if error.errno else error
-        raise unwritable(target, reason) from error
-    kept.unlink()
+    _write(answer, target, _question(bundle, path, options), options.threshold)
+    kept_file(output, path).unlink()
     with np.errstate(invalid="ignore"):
         above = int((answer.probabilities > options.threshold).sum())
     cells = int(np.isfinite(answer.probabilities).sum())
     line = f"{cells:,} cells, {above:,} above {options.threshold:g}"
-    print(f"{printable(str(path))}\t{printable(str(target))}\t{line}", flush=True)
+    print(f"{shown}\t{printable(str(target))}\t{line}", flush=True)
+
+
+def _write(answer, target, question, threshold):
+    """Write the files of an answer, and what it is the answer to, in a folder that is there whole
+    or not at all."""
+    from .outputs import write_answer
+
+    try:
+        with TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
+            pending = Path(scratch, target.name)
+            write_answer(answer, pending, threshold)
+            write_json(pending / ANSWER, question)
+            os.rename(pending, target)
+    except OSError as error:
+        reason = OSError(error.errno, os.strerror(error.errno)) if error.errno else error
+        raise unwritable(target, reason) from error
 
 
 def _question(bundle, path, options):

@@ -1,7 +1,6 @@
 """Predict a whole slide: threads read blocks of cells while the model answers batches of them."""
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..disk.parallel import usable_cpus
 from ..disk.shown import progress_bar
 from ..disk.whole import StrPath
 from ..errors import InputError
 from ..export.prediction import MOST_READERS, answering
 from .answer import SlideAnswer
+from .asked import card_of, kept_key, require_centre, spacing_of
 from .cells import CELL, Grid, make_grid, read_block, shares
-from .kept import Kept, fingerprint, kept_file
-from .opened import Slide, open_slide
+from .kept import Kept, kept_file
+from .libraries import open_slide
+from .opened import Slide
 from .presence import require_same_presence, require_whole_block
 from .tissue import overview, tissue_mask
 
@@ -64,24 +64,12 @@ def predict_slide(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size={batch_size!r} is no number of patches; give 1 or more")
     model, card = answering(bundle, device, threads, fast, calibrated), card_of(bundle)
-    if model.original_size < CELL or model.original_size % 2:
-        raise InputError(
-            f"the model reads patches of {model.original_size} px, which have no centre of {CELL};"
-            " use one of 96"
-        )
+    require_centre(model)
     with open_slide(path) as slide:
-        spacing = _spacing(slide, mpp)
+        spacing = spacing_of(slide, mpp)
         grid = make_grid(slide, spacing, card["spacing_um_px"], model.original_size)
         thumbnail, seen, tissue = _survey(slide, grid, spacing)
-        key: dict[str, Any] = {
-            "slide": fingerprint(slide.path) + slide.identity,
-            "mpp": list(spacing),
-            "model": [card["weights_sha256"], card.get("temperature"), model.original_size],
-            "device": _device(model),
-            "fast": fast,
-            "calibrated": calibrated,
-            "hcd": __version__,
-        }
+        key = kept_key(slide, spacing, model, card, fast, calibrated)
         file = None if resume is None else kept_file(resume, path)
         kept = Kept(file, key, grid.shape, len(grid.blocks()))
         try:
@@ -92,45 +80,6 @@ def predict_slide(
     return SlideAnswer(
         str(path), slide.sizes[0], spacing, grid.cell, kept.probabilities, thumbnail, card
     )
-
-
-def _device(model):
-    """Return the kind of device that computes; its sums may be ordered otherwise than another's."""
-    network = getattr(model, "model", None)
-    return next(network.parameters()).device.type if network is not None else "onnx"
-
-
-def card_of(bundle: Any) -> dict:
-    """Return a model's card; of an ONNX file, what stands in it."""
-    card = getattr(bundle, "card", None)
-    if card is not None:
-        return card
-    texts = getattr(bundle, "metadata", {})
-    try:
-        found = {name: json.loads(texts[name]) for name in ("spacing_um_px", "temperature")}
-        found |= {name: texts[name] for name in ("limits", "weights_sha256")}
-        if not 0 < found["spacing_um_px"] < 1000:
-            raise ValueError
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            "the model does not say at which spacing it was trained; give what load_bundle or"
-            " load_onnx returns"
-        ) from error
-    return found
-
-
-def _spacing(slide, mpp):
-    """Return the um/px of level 0 (x, y), as given or as the slide states it."""
-    if mpp is not None:
-        if isinstance(mpp, bool) or not isinstance(mpp, (int, float)) or not 0 < mpp < math.inf:
-            raise InputError(f"mpp={mpp!r} is no spacing; give um a pixel, such as 0.25")
-        return float(mpp), float(mpp)
-    if slide.mpp is None:
-        raise InputError(
-            f"{slide.path} does not say how many um a pixel has; give it with --mpp (mpp=...), such"
-            " as 0.25 for a scan at 40x"
-        )
-    return slide.mpp
 
 
 def _survey(slide, grid, spacing):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from hcd.slide.cells import CELL, make_grid
-from hcd.slide.opened import open_slide
+from hcd.slide.libraries import open_slide
 from hcd.slide.predict import _read, _survey
 from tests.slide import painted
 
@@ -43,9 +43,12 @@ def main(arguments=None):
     parser.add_argument("--arch", default="densenet121", help="(default: %(default)s)")
     parser.add_argument("--form", default="jpeg", choices=("jpeg", "deflate", "SubIFDs"))
     parser.add_argument("--fast", action="store_true", help="compute in 16 bits")
+    parser.add_argument("--small", action="store_true", help="the smaller of the two slides alone")
     parser.add_argument("--tiny", action="store_true", help="one small slide, to try it out")
     options = parser.parse_args(arguments)
     sizes = {"1,536 x 1,152": (1536, 1152)} if options.tiny else SIZES
+    if options.small:
+        sizes = dict(list(SIZES.items())[:1])
     print(f"{options.arch}, {options.form}, {torch.get_num_threads()} threads\n\n{HEADER}")
     for name, size in sizes.items():
         with tempfile.TemporaryDirectory(prefix="hcd-slide-") as folder:

@@ -7,7 +7,7 @@ from slide.helpers import SIZE, of_array
 
 from hcd import InputError
 from hcd.slide.cells import CELL, make_grid, read_block, shares
-from hcd.slide.opened import open_slide
+from hcd.slide.libraries import open_slide
 
 
 def pyramid(width, height, *downs, rng_seed=0):

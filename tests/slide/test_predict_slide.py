@@ -10,7 +10,7 @@ from slide.helpers import CARD, SIZE, Darkness, drop_tiles
 import hcd
 from hcd import InputError, predict_slide
 from hcd.slide import kept, predict
-from hcd.slide.opened import open_slide
+from hcd.slide.libraries import open_slide
 
 
 @pytest.fixture(scope="module")

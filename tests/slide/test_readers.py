@@ -14,8 +14,8 @@ from slide import painted
 from slide.helpers import SIZE, drop_tiles, saved_levels
 
 from hcd import InputError
-from hcd.slide import opened
-from hcd.slide.opened import open_slide
+from hcd.slide import libraries
+from hcd.slide.libraries import open_slide
 
 FORMS = [
     {"compression": compression, "sub": sub, "mpp": mpp, **({"alpha": True} if alpha else {})}
@@ -59,7 +59,7 @@ def test_both_libraries_return_the_same_pixels(slide_file, compression, alpha):
     if alpha and compression == "jpeg":
         compression = "lzw"
     path = slide_file(compression=compression, **({"alpha": True} if alpha else {}))
-    one, other = opened._of_openslide(openslide, path), opened._of_tiffslide(tiffslide, path)
+    one, other = libraries._of_openslide(openslide, path), libraries._of_tiffslide(tiffslide, path)
     with one, other:
         assert one.sizes == other.sizes and one.mpp == pytest.approx(other.mpp)
         for level, size in enumerate(one.sizes):

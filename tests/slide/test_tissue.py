@@ -8,7 +8,8 @@ from slide.helpers import SIZE, of_array
 
 from hcd import InputError
 from hcd.slide import tissue
-from hcd.slide.opened import Slide, open_slide
+from hcd.slide.libraries import open_slide
+from hcd.slide.opened import Slide
 from hcd.slide.tissue import overview, tissue_mask
 
 
