@@ -334,6 +334,7 @@ def _add_slide(commands):
     add("--output", default="slides", metavar="DIR", help="gets a folder a slide; default: slides")
     add("--mpp", type=float, metavar="UM", help="um a pixel; default: what the slide says")
     add("--threshold", type=float, default=0.5, metavar="P", help="of tumour; default: 0.5")
+    add("--cells", action="store_true", help="write each cell as a tile for QuPath too")
     add("--device", help="cpu, cuda, ...; default: a GPU when there is one")
     add("--fast", action="store_true", help="compute in 16 bits")
     add("--batch-size", type=int, default=64, metavar="N", help="patches at once; default: 64")

@@ -195,7 +195,7 @@ def test_cell_table_covers_every_cell():
 def test_notebook_has_every_cell_in_order():
     code = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     numbers = [int(re.match(r"# In \[(\d+)\]\n", "".join(cell["source"]))[1]) for cell in code]
-    assert numbers == list(range(46))
+    assert numbers == list(range(47))
     assert code[0]["metadata"]["tags"] == ["parameters"]
 
 

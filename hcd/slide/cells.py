@@ -123,7 +123,8 @@ def read_block(
 
     Returns:
         (H, W, 3) uint8 RGB, white beyond the slide: the patch of the block's cell (i, j) begins at
-        (CELL * i, CELL * j); (rows, columns) float32, how much of each cell is there.
+        (CELL * i, CELL * j); (rows, columns) float32, how much of each cell is there, of a cell
+        that reaches beyond the slide how much of what lies on it.
     Raises:
         InputError: the slide cannot be read there.
     """
@@ -144,10 +145,11 @@ def read_block(
     side = grid.patch - CELL
     rgb = np.full((CELL * counts[0] + side, CELL * counts[1] + side, 3), 255, np.uint8)
     rgb[down.start : down.stop, across.start : across.stop] = pixels
-    whole = np.zeros(rgb.shape[:2], np.float32)
-    whole[down.start : down.stop, across.start : across.stop] = there
-    cells = whole[margin : margin + CELL * counts[0], margin : margin + CELL * counts[1]]
-    return rgb, cells.reshape(counts[0], CELL, counts[1], CELL).mean(axis=(1, 3))
+    both = np.zeros((2, *rgb.shape[:2]), np.float32)
+    both[:, down.start : down.stop, across.start : across.stop] = there, np.ones_like(there)
+    cells = both[:, margin : margin + CELL * counts[0], margin : margin + CELL * counts[1]]
+    here, on_slide = cells.reshape(2, counts[0], CELL, counts[1], CELL).mean(axis=(2, 4))
+    return rgb, here / np.maximum(on_slide, 1e-9)
 
 
 class _Span(NamedTuple):

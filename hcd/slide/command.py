@@ -117,7 +117,7 @@ def _answer(bundle, path, output, options, threads):
         resume=output,
         **settings,
     )
-    _write(answer, target, _question(bundle, path, options), options.threshold)
+    _write(answer, target, _question(bundle, path, options), options)
     kept_file(output, path).unlink()
     with np.errstate(invalid="ignore"):
         above = int((answer.probabilities > options.threshold).sum())
@@ -126,7 +126,7 @@ def _answer(bundle, path, output, options, threads):
     print(f"{shown}\t{printable(str(target))}\t{line}", flush=True)
 
 
-def _write(answer, target, question, threshold):
+def _write(answer, target, question, options):
     """Write the files of an answer, and what it is the answer to, in a folder that is there whole
     or not at all."""
     from .outputs import write_answer
@@ -134,7 +134,7 @@ def _write(answer, target, question, threshold):
     try:
         with TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
             pending = Path(scratch, target.name)
-            write_answer(answer, pending, threshold)
+            write_answer(answer, pending, options.threshold, options.cells)
             write_json(pending / ANSWER, question)
             os.rename(pending, target)
     except OSError as error:
@@ -145,7 +145,8 @@ def _write(answer, target, question, threshold):
 def _question(bundle, path, options):
     """Return what an answer hangs on, by name; JSON."""
     card = card_of(bundle)
-    asked = {name: getattr(options, name) for name in ("mpp", "fast", "calibrated", "threshold")}
+    names = ("mpp", "fast", "calibrated", "threshold", "cells")
+    asked = {name: getattr(options, name) for name in names}
     model = {name: card.get(name) for name in ("weights_sha256", "temperature")}
     return {"slide": path.name, "sha256_of_pieces": fingerprint(path), **model, **asked}
 

@@ -29,6 +29,7 @@ PICTURES = {
     36: "gradcam",
     38: "roc",
     45: "prediction",
+    46: "slide",
 }
 
 
@@ -45,7 +46,7 @@ def test_a_run_of_the_whole_sample_learns_clearly_above_chance(tmp_path):
 def test_every_cell_ran_without_error_or_warning(run_folder):
     notebook = nbformat.read(run_folder / "walkthrough.ipynb", 4)
     code = [cell for cell in notebook.cells if re.match(r"# In \[\d+\]", cell.source)]
-    assert len(code) == 46
+    assert len(code) == 47
     for cell in code:
         assert all(output.output_type != "error" for output in cell.outputs), cell.source
         printed = "".join(output.get("text", "") for output in cell.outputs)

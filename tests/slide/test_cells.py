@@ -64,9 +64,7 @@ def test_each_patch_is_the_pixels_around_its_cell(mpp):
         here = wide[CELL * rows.start :, CELL * columns.start :][: len(rgb), : rgb.shape[1]]
         assert np.abs(rgb.astype(int) - here).max() <= most
         assert there.shape == (rows.stop - rows.start, columns.stop - columns.start)
-        inside = there[: -1 if rows.stop == grid.shape[0] else None]
-        inside = inside[:, : -1 if columns.stop == grid.shape[1] else None]
-        assert (inside > 0.999).all()
+        assert (there > 0.999).all()  # of a cell at the end, of its few pixels on the slide
 
 
 def test_other_sides_of_a_patch():

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import types
 
 import numpy as np
@@ -24,7 +22,7 @@ def written(monkeypatch):
     """Have a small file written in the place of an answer's own; the answers, in order."""
     answers = []
 
-    def write_answer(answer, folder, threshold=0.5):
+    def write_answer(answer, folder, threshold=0.5, cells=False):
         folder.mkdir()
         (folder / "threshold.txt").write_text(str(threshold))
         np.save(folder / "probabilities.npy", answer.probabilities)
@@ -248,7 +246,7 @@ def test_a_failure_to_write_the_answer_costs_no_prediction(
     stand_in = sys.modules["hcd.slide.outputs"]
     right = stand_in.write_answer
 
-    def full(answer, folder, threshold=0.5):
+    def full(answer, folder, threshold=0.5, cells=False):
         folder.mkdir()
         (folder / "half.txt").write_text("half")
         raise OSError(28, "No space left on device")
@@ -293,41 +291,47 @@ def test_two_processes_in_one_folder(slides, written, model, capfd, monkeypatch)
     assert "is being written by another process" in told[0] and not model.calls
 
 
+BY_COMMAND_LINE = """
+import signal, sys
+import hcd.slide.cells, hcd.slide.kept
+from hcd.cli import main
+
+hcd.slide.cells.BLOCK = (2, 4)
+finish = hcd.slide.kept.Kept.finish
+
+def finish_and_stop(self, *block):
+    finish(self, *block)
+    if self.done.sum() == 3:
+        signal.raise_signal(signal.SIGINT)
+
+if sys.argv[1] == "stop":
+    hcd.slide.kept.Kept.finish = finish_and_stop
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.long
-def test_a_kill_and_a_real_model_by_the_command_line(slide_file, learner, tmp_path, ctrl_c):
-    """A real process is stopped by Ctrl-C amid its slide and goes on; the bytes are the same."""
-    folder = hcd.save_bundle(learner, tmp_path / "model")
-    code = (
-        "import sys, types, numpy as np; import hcd.slide.cells; hcd.slide.cells.BLOCK = (2, 4)\n"
-        "m = types.ModuleType('hcd.slide.outputs')\n"
-        "m.write_answer = lambda a, f, t=.5: (f.mkdir(), np.save(f / 'p.npy', a.probabilities))\n"
-        "sys.modules['hcd.slide.outputs'] = m\n"
-        "from hcd.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+def test_ctrl_c_and_a_real_model_by_the_command_line(slide_file, learner, tmp_path):
+    """A process is stopped amid its slide and another goes on; all files have the same bytes as one
+    that was never stopped."""
+    model = hcd.save_bundle(learner, tmp_path / "model")
     path = shutil.copy(slide_file(), tmp_path / "a.tif")
 
-    def start(output):
-        arguments = ["slide", str(folder), str(path), "--output", str(tmp_path / output)]
-        command = [sys.executable, "-c", code, *arguments, "--threads", "1"]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    def call(stop, output):
+        arguments = ["slide", str(model), str(path), "--output", str(tmp_path / output)]
+        arguments += ["--threads", "1", "--cells"]
+        command = [sys.executable, "-c", BY_COMMAND_LINE, stop, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
-    with start("whole") as whole:
-        whole.communicate(timeout=300)
-        assert whole.returncode == 0
-    with start("cut") as cut:
-        end = time.monotonic() + 200
-        while not (tmp_path / "cut/a.unfinished.npz").exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        time.sleep(0.3)
-        cut.send_signal(signal.SIGINT)
-        _, err = cut.communicate(timeout=200)
-        assert cut.returncode == 130 and b"the same command goes on" in err
+    assert call("go on", "whole").returncode == 0
+    cut = call("stop", "cut")
+    assert cut.returncode == 130 and "the same command goes on" in cut.stderr
     with np.load(tmp_path / "cut/a.unfinished.npz") as held:
-        assert not held["done"].all()
-    with start("cut") as again:
-        again.communicate(timeout=300)
-        assert again.returncode == 0
-    assert (tmp_path / "cut/a/p.npy").read_bytes() == (tmp_path / "whole/a/p.npy").read_bytes()
+        assert held["done"].sum() == 3 < held["done"].size
+    assert call("go on", "cut").returncode == 0
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+    assert {"cells.geojson", "heatmap.ome.tif", "summary.html"} <= {
+        file.name for file in (tmp_path / "cut/a").iterdir()
+    }
     answer = json.loads((tmp_path / "cut/a/answer.json").read_text())
     assert answer["slide"] == "a.tif" and answer["threshold"] == 0.5
