@@ -93,7 +93,7 @@ def test_the_same_bytes_whatever_batch_size_and_threads(slide_file, bundle):
 def test_the_same_bytes_of_larger_networks(slide_file, arch, fast):
     from benchmarks.backends import random_bundle
 
-    bundle, path = random_bundle(arch), slide_file(levels=3, mpp=0.5)
+    bundle, path = random_bundle(arch), slide_file(levels=3, size=(1536, 1152))
     expected = answered(bundle, path, fast=fast, threads=1).probabilities
     for batch_size, threads in ((16, 1), (48, 2), (128, 2)):
         found = answered(bundle, path, batch_size, threads=threads, fast=fast).probabilities
