@@ -240,8 +240,8 @@ def test_readme_is_a_door():
     lines = README.splitlines()
     assert len(lines) <= 110
     assert max(map(len, lines)) <= 160
-    (picture,) = re.findall(r"!\[.+\]\((.+)\)", README)
-    assert (ROOT / picture).stat().st_size < 300_000
+    picture, curve = re.findall(r"!\[.+\]\((.+)\)", README)
+    assert all((ROOT / file).stat().st_size < 300_000 for file in (picture, curve))
     assert f"`python notebooks/picture.py {picture}`" in README
 
 
