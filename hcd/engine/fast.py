@@ -15,7 +15,7 @@ import torch
 from fastai.basic_train import LearnerCallback
 from torch import nn
 
-from .dense import hasten_blocks
+from .dense import hasten_layers
 
 
 class FastModel(nn.Sequential):
@@ -31,7 +31,7 @@ class FastModel(nn.Sequential):
     def __init__(self, model):
         super().__init__(*model.children())
         self.to(memory_format=torch.channels_last)
-        hasten_blocks(self)
+        hasten_layers(self)
 
     def forward(self, images):
         if self.graphs is None:

@@ -1,37 +1,31 @@
-"""DenseNet's blocks in fast mode: what torchvision's compute, with fewer operations."""
+"""DenseNet's layers in fast mode: what torchvision's compute, with fewer operations."""
 
 import copy
-import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models.densenet import DenseNet, _DenseBlock, _DenseLayer, _Transition
+from torchvision.models.densenet import DenseNet, _DenseLayer, _Transition
 
 from hcd.engine import dense
-from hcd.engine.dense import FastBlock, FastLayer, FastTransition, hasten_blocks
+from hcd.engine.dense import FastLayer, FastTransition, hasten_layers
 from hcd.engine.fast import FastModel
 from hcd.learner import build_model, build_shapes
 
-TURNED = ("positive", "negative too", "zero too")
 
-
-def features(scales="negative too", kind=torch.float64):
-    """Return a small DenseNet's features with batch norms that have seen something, in
-    evaluation."""
+def features(kind=torch.float64, spread=0.3):
+    """Return a small DenseNet's features with batch norms that have seen something, in evaluation;
+    `spread` is that of the logarithm of their weights and variances."""
     torch.manual_seed(0)
     net = DenseNet(8, (2, 3), 16, num_classes=2).features
     for one in net.modules():
         if isinstance(one, nn.BatchNorm2d):
             one.running_mean.normal_()
-            one.running_var.uniform_(0.5, 2)
+            one.running_var.log_normal_(0, spread)
             one.bias.data.normal_()
-            one.weight.data.uniform_(0.5, 2)
-            if scales != "positive":
-                one.weight.data[::3] *= -1
-            if scales == "zero too":
-                one.weight.data[1::3] = 0
+            one.weight.data.log_normal_(0, spread)
+            one.weight.data[::3] *= -1
     return net.to(kind, memory_format=torch.channels_last).eval()
 
 
@@ -44,7 +38,7 @@ def images(kind=torch.float64):
 def hastened(net):
     """Return a copy with quick layers."""
     net = copy.deepcopy(net)
-    hasten_blocks(net)
+    hasten_layers(net)
     return net
 
 
@@ -54,9 +48,8 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(dense, "_quickly", lambda module, features: True)
 
 
-@pytest.mark.parametrize("scales", TURNED)
-def test_folded_layers_compute_the_same_in_float64(everywhere, scales):
-    net = features(scales)
+def test_they_compute_the_same_in_float64(everywhere):
+    net = features()
     with torch.no_grad():
         torch.testing.assert_close(hastened(net)(images()), net(images()), rtol=1e-12, atol=1e-12)
 
@@ -71,21 +64,23 @@ def test_training_has_the_same_gradients_in_float64(everywhere):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("scales", TURNED)
-def test_in_16_bits_it_is_about_as_exact(scales):
-    exact, net = features(scales), features(scales, torch.float32)
+@pytest.mark.parametrize("spread", [0.3, 3])
+def test_in_16_bits_it_is_about_as_exact(spread):
+    """Also where batch norms differ as after a stage at high rates, 1e-10 to 150 there: folded into
+    the convolutions they were ten times less exact."""
+    exact, net = features(spread=spread), features(torch.float32, spread)
     errors = []
     for one in (net, hastened(net)):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             off = one(images(torch.float32)).double() - exact(images())
         errors.append(off.pow(2).mean().sqrt())
-    assert 0 < errors[1] < 1.5 * errors[0]
+    assert 0 < errors[1] < 1.2 * errors[0]
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_in_float32_no_bit_changes(training):
     outputs = []
-    for net in (features(kind=torch.float32), hastened(features(kind=torch.float32))):
+    for net in (features(torch.float32), hastened(features(torch.float32))):
         net.train(training)
         output = net(images(torch.float32))
         output.sum().backward()
@@ -101,86 +96,26 @@ def predicted(net):
         return net(images(torch.float32))
 
 
-def load(net):
-    net.load_state_dict(features("positive", torch.float32).state_dict())
-
-
-def step(net):
-    for one in net.parameters():
-        one.grad = torch.ones_like(one)
-    torch.optim.SGD(net.parameters(), lr=0.1).step()
-
-
-def unseen(net):
-    for one in net.parameters():
-        one.data.mul_(1.5)  # as fastai decays weights: torch counts it as no change
-    net.eval()
-
-
-def refresh(net):
-    with torch.autocast("cpu", torch.bfloat16):
-        net.train()(images(torch.float32))
-    net.eval()
-
-
-def another_place(net):
-    for one in net.parameters():
-        one.data = one.data * 1.5
-
-
-@pytest.mark.parametrize("change", [load, step, unseen, refresh, another_place])
-def test_changed_weights_are_seen(change):
-    net = hastened(features(kind=torch.float32))
-    before = predicted(net)
-    assert torch.equal(predicted(net), before)
-    change(net)
-    fresh = hastened(features(kind=torch.float32))
-    fresh.load_state_dict(net.state_dict())
-    assert not torch.equal(predicted(net), before) and torch.equal(predicted(net), predicted(fresh))
-
-
 @pytest.mark.parametrize("name", ["denseblock1.denselayer2", "denseblock2.denselayer1.conv1"])
 @pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
 def test_who_watches_a_layer_sees_it(name, hook):
-    net, seen = hastened(features(kind=torch.float32)), []
+    net, seen = hastened(features(torch.float32)), []
     handle = getattr(net.get_submodule(name), hook)(lambda *given: seen.append(1))
-    watched = predicted(net)
+    predicted(net)
     handle.remove()
-    assert seen == [1] and not torch.equal(watched, predicted(net)) and seen == [1]
+    predicted(net)
+    assert seen == [1]
 
 
 def test_an_exchanged_layer_is_used():
-    net = hastened(features(kind=torch.float32))
+    net = hastened(features(torch.float32))
     before = predicted(net)
     net.denseblock1.denselayer1.relu1 = nn.Sigmoid()
     net.transition1.relu = nn.Sigmoid()
-    theirs = features(kind=torch.float32)
+    theirs = features(torch.float32)
     theirs.denseblock1.denselayer1.relu1 = theirs.transition1.relu = nn.Sigmoid()
     torch.testing.assert_close(predicted(net), predicted(theirs), rtol=0.1, atol=0.1)
     assert (predicted(net) - before).abs().max() > 0.3
-
-
-def test_a_batch_norm_in_training_by_itself_trains():
-    net = hastened(features(kind=torch.float32))
-    norm = net.denseblock2.denselayer1.norm2.train()
-    predicted(net)
-    assert norm.num_batches_tracked == 1
-
-
-def test_names_stay_and_what_is_folded_is_not_kept():
-    net = hastened(features(kind=torch.float32))
-    assert list(net.state_dict()) == list(features().state_dict())
-    small = len(pickle.dumps(net))
-    before = predicted(net)
-    copied = pickle.loads(pickle.dumps(net))
-    assert net.denseblock1.folded and not copied.denseblock1.folded
-    assert len(pickle.dumps(net)) <= small + 100 and torch.equal(predicted(copied), before)
-
-
-def test_weights_made_in_inference_mode_are_folded_too():
-    with torch.inference_mode():
-        net = hastened(features(kind=torch.float32))
-    assert torch.equal(predicted(net), predicted(hastened(features(kind=torch.float32))))
 
 
 @pytest.mark.parametrize("arch", ["densenet121", "densenet161", "densenet169", "densenet201"])
@@ -188,8 +123,8 @@ def test_every_densenet_is_made_quicker(small_recipe, arch):
     kinds = [
         type(one) for one in FastModel(build_shapes(replace(small_recipe, arch=arch))).modules()
     ]
-    assert kinds.count(FastBlock) == 4 and kinds.count(FastTransition) == 3
-    assert FastLayer in kinds and not {_DenseBlock, _DenseLayer, _Transition} & set(kinds)
+    assert kinds.count(FastTransition) == 3 and FastLayer in kinds
+    assert not {_DenseLayer, _Transition} & set(kinds)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1", "vgg11_bn", "mobilenet_v2"])
