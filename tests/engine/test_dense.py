@@ -15,24 +15,25 @@ from hcd.learner import build_model, build_shapes
 
 
 def features(kind=torch.float64, spread=0.3):
-    """Return a small DenseNet's features with batch norms that have seen something, in evaluation;
-    `spread` is that of the logarithm of their weights and variances."""
+    """Return a small DenseNet's features with batch norms that have seen the images, in evaluation;
+    `spread` is that of the logarithm of their weights."""
     torch.manual_seed(0)
-    net = DenseNet(8, (2, 3), 16, num_classes=2).features
+    net = DenseNet(8, (2, 3), 16, num_classes=2).features.double()
     for one in net.modules():
         if isinstance(one, nn.BatchNorm2d):
-            one.running_mean.normal_()
-            one.running_var.log_normal_(0, spread)
+            one.momentum = None  # the mean of all that it sees
             one.bias.data.normal_()
             one.weight.data.log_normal_(0, spread)
             one.weight.data[::3] *= -1
+    with torch.no_grad():
+        net(images())
     return net.to(kind, memory_format=torch.channels_last).eval()
 
 
 def images(kind=torch.float64):
     """Return images that leave a map of odd sides to pool."""
     torch.manual_seed(1)
-    return torch.randn(3, 3, 44, 44, dtype=kind).contiguous(memory_format=torch.channels_last)
+    return torch.randn(3, 3, 44, 44).to(kind, memory_format=torch.channels_last)
 
 
 def hastened(net):
@@ -64,17 +65,17 @@ def test_training_has_the_same_gradients_in_float64(everywhere):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("spread", [0.3, 3])
+@pytest.mark.parametrize("spread", [0.3, 1, 3])
 def test_in_16_bits_it_is_about_as_exact(spread):
-    """Also where batch norms differ as after a stage at high rates, 1e-10 to 150 there: folded into
-    the convolutions they were ten times less exact."""
+    """Also where batch norms scale by little and by much, as after a stage at high rates: folded
+    into the convolutions they were up to ten times less exact."""
     exact, net = features(spread=spread), features(torch.float32, spread)
     errors = []
     for one in (net, hastened(net)):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             off = one(images(torch.float32)).double() - exact(images())
         errors.append(off.pow(2).mean().sqrt())
-    assert 0 < errors[1] < 1.2 * errors[0]
+    assert 0 < errors[1] < 1.1 * errors[0]
 
 
 @pytest.mark.parametrize("training", [False, True])
