@@ -6,7 +6,10 @@ What it saves, and what did not pay: tests/benchmarks/README.md.
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from torch.nn.modules.module import _has_any_global_hook
 from torchvision.models.densenet import _DenseLayer, _Transition
+
+SINGLE = (1, 1), (1, 1), (0, 0), 1, "zeros", None  # a convolution of single pixels, see `_mixes`
 
 
 def hasten_layers(model: nn.Module) -> None:
@@ -24,7 +27,7 @@ class FastTransition(_Transition):
 
     def forward(self, features):
         """Return the mixed and pooled features."""
-        if not _quickly(self, features):
+        if not (_quickly(features) and _mixes(self.conv) and _averages(self.pool)):
             return super().forward(features)
         return _mixed(self.pool(self.relu(self.norm(features))), self.conv.weight.flatten(1))
 
@@ -35,26 +38,43 @@ class FastLayer(_DenseLayer):
 
     def bn_function(self, inputs):
         """Return the output of the first convolution."""
-        if not _quickly(self, inputs[0]):
+        if not (_quickly(inputs[0]) and _mixes(self.conv1)):
             return super().bn_function(inputs)
         return _mixed(self.relu1(self.norm1(torch.cat(inputs, 1))), self.conv1.weight.flatten(1))
 
 
-def _quickly(module, features):
+def _quickly(features):
     """Tell whether to compute quickly: in 16 bits on a CPU, since in float32 each rounding is to
-    stay as it was, and with the layers that torchvision put there, which nobody watches."""
-    return (
-        features.device.type == "cpu"
-        and features.dtype == torch.bfloat16
-        and torch.is_autocast_enabled("cpu")
-        and all(map(_as_built, module.children()))
+    stay as it was."""
+    quick = features.device.type == "cpu" and features.dtype == torch.bfloat16
+    return quick and torch.is_autocast_enabled("cpu") and not _has_any_global_hook()
+
+
+def _mixes(layer):
+    """Tell whether a layer, which is not called then, is torch's convolution of single pixels."""
+    if type(layer) is not nn.Conv2d or _is_called_for(layer):
+        return False
+    numbers = layer.kernel_size, layer.stride, layer.padding, layer.groups, layer.padding_mode
+    return (*numbers, layer.bias) == SINGLE
+
+
+def _averages(layer):
+    """Tell whether a layer is torch's average, which is called earlier then."""
+    return type(layer) is nn.AvgPool2d and not _is_called_for(layer)
+
+
+def _is_called_for(layer):
+    return is_watched(layer) or "forward" in vars(layer)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Say whether Python is to be run within a module."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
-
-
-def _as_built(layer):
-    watched = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    known = type(layer) in (nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.AvgPool2d)
-    return known and not watched and (type(layer) is not nn.Conv2d or layer.bias is None)
 
 
 def _mixed(features, weight):

@@ -18,6 +18,7 @@ from fastai.basic_train import LearnerCallback
 from torch import nn
 from torch.func import functional_call
 
+from .dense import is_watched
 from .fast import FastModel
 
 EAGER = 2  # calls of one kind that go before its recording: cuDNN picks its kernels in them
@@ -63,7 +64,7 @@ class Graphs:
         if not self.modules:
             self.modules, self.parameters = list(model.modules()), list(model.parameters())
             self.buffers = list(model.buffers())
-        hooked = any(map(_has_hooks, self.modules)) or any(map(_is_heard, self.parameters))
+        hooked = any(map(is_watched, self.modules)) or any(map(_is_heard, self.parameters))
         if hooked or images.requires_grad:
             return compute(images)
         training = torch.is_grad_enabled()
@@ -114,16 +115,6 @@ class Graphs:
             return None
         finally:
             self.recording = False
-
-
-def _has_hooks(module):
-    """Say whether Python is to be run within a module."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _is_heard(parameter):
@@ -272,6 +263,7 @@ def take_step(optimiser, device):
     groups = optimiser.param_groups if device.type == "cpu" else []
     # None leaves it to torch; an optimiser without such kernels has no such key
     free = [one for one in groups if one.get("fused", 0) is one.get("foreach", 0) is None]
+    free = [one for one in free if _lies_alike(one["params"], optimiser.state)]
     for one in free:
         one["fused"] = True
     try:
@@ -279,3 +271,19 @@ def take_step(optimiser, device):
     finally:
         for one in free:
             one["fused"] = None
+
+
+def _lies_alike(weights, state):
+    """Say whether gradients and moments lie in memory as their weights do. Fused kernels take that
+    for given and would mix up others, such as a plain learner's moments loaded into a fast one."""
+    pairs = (
+        (weight, one)
+        for weight in weights
+        for one in (weight.grad, *state.get(weight, {}).values())
+        if isinstance(one, torch.Tensor) and one.dim()  # a count of steps has no axes
+    )
+    return all(
+        one.stride() == weight.stride()
+        or (one.is_contiguous() and weight.is_contiguous())  # of an axis of length 1 none counts
+        for weight, one in pairs
+    )

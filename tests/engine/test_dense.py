@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torchvision.models.densenet import DenseNet, _DenseLayer, _Transition
 
 from hcd.engine import dense
@@ -46,7 +47,7 @@ def hastened(net):
 @pytest.fixture
 def everywhere(monkeypatch):
     """Compute quickly in any type, to see that the arithmetic is the same."""
-    monkeypatch.setattr(dense, "_quickly", lambda module, features: True)
+    monkeypatch.setattr(dense, "_quickly", lambda features: True)
 
 
 def test_they_compute_the_same_in_float64(everywhere):
@@ -117,6 +118,71 @@ def test_an_exchanged_layer_is_used():
     theirs.denseblock1.denselayer1.relu1 = theirs.transition1.relu = nn.Sigmoid()
     torch.testing.assert_close(predicted(net), predicted(theirs), rtol=0.1, atol=0.1)
     assert (predicted(net) - before).abs().max() > 0.3
+
+
+def wider(net):
+    torch.manual_seed(2)
+    net.transition1.conv = nn.Conv2d(32, 16, 3, padding=1, bias=False)
+
+
+def coarser(net):
+    net.transition1.conv.stride = (2, 2)
+
+
+def with_bias(net):
+    net.transition1.conv.bias = nn.Parameter(torch.ones(16))
+
+
+def largest(net):
+    net.transition1.pool = nn.MaxPool2d(2, 2)
+
+
+def replaced_between(net):
+    net.transition1.relu.forward = torch.sigmoid
+
+
+def apart(one, other):
+    """Return how far two outputs lie apart, as a share of how large they are."""
+    return (one - other).float().norm() / other.float().norm()
+
+
+@pytest.mark.parametrize("change", [wider, coarser, with_bias, largest, replaced_between])
+def test_a_layer_of_another_shape_computes_as_it_says(change):
+    theirs = features(torch.float32)
+    ours = hastened(theirs)
+    before = predicted(ours)
+    change(theirs)
+    change(ours)
+    expected, found = predicted(theirs), predicted(ours)
+    assert apart(found, expected) < 0.02  # by rounding
+    assert found.shape != before.shape or apart(found, before) > 0.05
+
+
+@pytest.mark.parametrize("name", ["denselayer2.conv1", "denselayer2.conv2", "denselayer1.norm1"])
+def test_a_layers_own_forward_is_called(name):
+    net, called = hastened(features(torch.float32)), []
+    layer = net.denseblock1.get_submodule(name)
+    layer.forward = lambda given: called.append(1) or type(layer).forward(layer, given)
+    predicted(net)
+    assert called == [1]
+
+
+def test_who_watches_all_layers_sees_each():
+    net, seen = hastened(features(torch.float32)), []
+    handle = register_module_forward_hook(lambda module, *given: seen.append(module))
+    try:
+        predicted(net)
+    finally:
+        handle.remove()
+    assert net.denseblock1.denselayer1.conv1 in seen and net.transition1.conv in seen
+
+
+def test_who_watches_the_way_back_sees_it():
+    net, seen = hastened(features(torch.float32)), []
+    net.transition1.conv.register_full_backward_pre_hook(lambda *given: seen.append(1))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        net(images(torch.float32)).sum().backward()
+    assert seen == [1]
 
 
 @pytest.mark.parametrize("arch", ["densenet121", "densenet161", "densenet169", "densenet201"])

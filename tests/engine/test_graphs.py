@@ -320,6 +320,23 @@ def test_a_step_on_a_cpu_is_fused_unless_the_optimiser_was_told_how(told):
     ]
 
 
+@pytest.mark.parametrize("gradients", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("moments", [torch.channels_last, torch.contiguous_format])
+def test_gradients_and_moments_that_lie_otherwise_go_to_their_own_weights(gradients, moments):
+    weights = []
+    for step in (lambda optimiser: graphs.take_step(optimiser, torch.device("cpu")), None):
+        torch.manual_seed(0)
+        value = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+        weight = nn.Parameter(value)
+        weight.grad = torch.randn(8, 4, 3, 3).to(memory_format=gradients)
+        optimiser = torch.optim.Adam([weight], lr=0.1)
+        mean, square = (torch.rand(8, 4, 3, 3).to(memory_format=moments) for _ in range(2))
+        optimiser.state[weight] = dict(step=torch.tensor(3.0), exp_avg=mean, exp_avg_sq=square)
+        step(optimiser) if step else optimiser.step()
+        weights.append(weight.detach())
+    torch.testing.assert_close(*weights)
+
+
 def test_an_optimiser_without_fused_kernels_steps_as_ever():
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
