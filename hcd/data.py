@@ -135,7 +135,7 @@ def make_databunch(
     ids = dataset.id_bytes("train")
     train, valid = (
         CroppedImageList(
-            Names("train", ids, rows), inner_df=pd.DataFrame({"label": labels[rows]}), **options
+            Names("train", ids, rows), inner_df=_label_table(dataset, labels, rows), **options
         )
         for rows in (np.flatnonzero(~held_out), positions)
     )
@@ -161,6 +161,16 @@ def make_databunch(
     return data
 
 
+def _label_table(dataset, labels, rows):
+    """Return the labels of some rows under the index that they have in `dataset.labels`, by which
+    fastai's users find them there."""
+    index = dataset.row_index
+    of_rows = pd.Index(rows) if index is None else index[rows]
+    # of a small type, people's arithmetic would overflow
+    found = labels[rows].astype("int64") if labels.dtype == np.int8 else labels[rows]
+    return pd.DataFrame({"label": found}, index=of_rows)
+
+
 def _row_positions(valid_idx, n_rows):
     """Return row positions as an (n,) int array.
 
@@ -168,7 +178,13 @@ def _row_positions(valid_idx, n_rows):
         InputError: they are something else, such as a mask or ids.
     """
     given = valid_idx if hasattr(valid_idx, "__array__") else list(valid_idx)
-    found = np.asarray(given)
+    try:
+        found = np.asarray(given)
+    except ValueError as error:  # parts of several lengths
+        raise InputError(
+            f"valid_idx is a {type(valid_idx).__name__} of {len(given)} lists and must be one list"
+            " of row positions; give the second of the two that split_dataset returns"
+        ) from error
     if found.size and (found.dtype.kind not in "iu" or found.ndim != 1):
         remedy = "give np.flatnonzero(mask)" if found.dtype.kind == "b" else "give whole numbers"
         raise InputError(

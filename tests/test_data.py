@@ -226,6 +226,24 @@ def test_rows_that_are_none_or_named_twice_are_refused(sample, small_recipe, ref
 
 
 @pytest.mark.parametrize("kind", [tuple, list, set, iter, np.asarray, pd.Index, torch.tensor])
+def test_both_lists_of_a_split_are_not_one(sample, small_recipe, split, refused):
+    with refused(hcd.InputError, "tuple of 2 lists", "second", "split_dataset"):
+        make_databunch(sample, small_recipe, (split[0][:20], split[1]))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_labels_stand_under_their_index_in_the_data_sets_table(sample, split, small_recipe, asked):
+    dataset = hcd.open_dataset(sample.root)
+    if asked:
+        table = dataset.labels.set_index(np.arange(len(dataset.labels)) * 2 + 5)
+        dataset = replace(dataset, labels=table)
+    data = make_databunch(dataset, small_recipe, split[1], 0, "cpu")
+    for items in (data.train_ds.x, data.valid_ds.x):
+        found = dataset.labels.loc[items.inner_df.index]
+        assert [f"train/{one}.tif" for one in found["id"]] == items.items.tolist()
+        assert found["label"].equals(items.inner_df["label"])  # int64, too
+
+
 def test_row_positions_of_every_kind_name_the_same_rows(sample, small_recipe, split, kind):
     data = make_databunch(sample, small_recipe, kind(split[1].tolist()), 0, "cpu")
     assert sorted(data.valid_ds.items) == sorted(

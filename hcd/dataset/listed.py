@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 from .tables import are_names, id_array, id_rows, read_ids, read_labels
 
 CHUNK, USUAL_ID = 10_000, 40  # rows that are texts at a time; letters of a SHA-1
+ONE = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +53,10 @@ class _WhenAsked:
         if instance is None:  # dataclass looks for a default, and there is none
             raise AttributeError(self.name)
         kept = vars(instance)
-        if isinstance(kept[self.name], Listed):
-            kept[self.name] = kept[self.name].made()
-        return kept[self.name]
+        with ONE:  # of two threads that ask at once, both are to have the same table
+            if isinstance(kept[self.name], Listed):
+                kept[self.name] = kept[self.name].made()
+            return kept[self.name]
 
     def __set__(self, instance, value):
         vars(instance)[self.name] = value

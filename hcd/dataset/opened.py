@@ -100,6 +100,12 @@ class Dataset:
         return np.asarray(self.labels["label"] if listed is None else listed.labels)
 
     @property
+    def row_index(self) -> Any:
+        """The index of `labels`; None where the table was never asked for, and it would count from
+        0."""
+        return None if listed_in(self, "labels") else self.labels.index
+
+    @property
     def fingerprint(self):
         """SHA-256 over the sorted ids and labels; ids name their patches' content, so it stands for
         the pixels too."""

@@ -143,6 +143,12 @@ def id_array(ids):
     compared at once."""
     # a Series is ten times slower to go through
     ids = ids if isinstance(ids, (list, tuple)) else ids.tolist()
+    other = next((one for one in ids if not isinstance(one, str)), "")
+    if other != "":
+        raise InputError(
+            f"an id is {other!r}, a {type(other).__name__}, and must be text; read the table with"
+            " dtype={'id': str}, or take the rows without an id out of it"
+        )
     width = max(map(len, map(str.encode, ids)), default=1)
     return np.fromiter(map(str.encode, ids), f"S{width}", len(ids))
 

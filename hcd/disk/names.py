@@ -8,6 +8,8 @@ import numpy as np
 from ..errors import InputError
 
 CHUNK = 10_000  # names that are texts at a time
+# by which an array is written into
+WRITING = ("sort", "partition", "fill", "put", "resize", "setfield", "setflags", "data", "flat")
 
 
 class Names(Sequence):
@@ -25,7 +27,8 @@ class Names(Sequence):
     def __init__(self, folder: str, ids: np.ndarray, rows: np.ndarray | None = None) -> None:
         self.folder, self.ids = folder, ids
         given = np.arange(len(ids)) if rows is None else rows
-        self.rows: np.ndarray = given.astype(np.int32)
+        # a part shares them, as a part of an array does
+        self.rows: np.ndarray = given.astype(np.int32, copy=False)
 
     def __len__(self):
         return len(self.rows)
@@ -33,6 +36,8 @@ class Names(Sequence):
     def __getitem__(self, key: Any) -> Any:
         rows = self.rows[key]
         if isinstance(rows, np.ndarray):
+            if rows.ndim != 1:
+                return np.asarray(self)[key]
             return Names(self.folder, self.ids, rows)
         return f"{self.folder}/{self.ids[rows].decode()}.tif"
 
@@ -74,7 +79,21 @@ class Names(Sequence):
 
     def copy(self) -> "Names":
         """Return the same names, to be written over."""
-        return self[:]
+        return Names(self.folder, self.ids, self.rows.copy())
+
+    __copy__ = copy
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the array of texts has, such as astype and size; but not what would
+        write into it, for it is made anew each time."""
+        if name.startswith("__") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"Names has no {name!r}; numpy.array(items) is an array of them")
+        if name in WRITING:
+            raise AttributeError(
+                f"Names cannot {name}() in place; write items[:] = sorted(items), or give the list"
+                " an array of its own, items = numpy.array(items)"
+            )
+        return getattr(np.asarray(self), name)
 
     def tolist(self) -> list[str]:
         """Return the names as a list of str."""

@@ -3,6 +3,9 @@
 import copy
 import dataclasses
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pandas as pd
@@ -73,6 +76,33 @@ def test_arrays_are_those_of_the_tables_whether_they_were_asked_for_or_not(datas
     assert before[1] == dataset.labels["label"].tolist()
     assert [name.decode() for name in before[0][1]] == list(dataset.test_ids)
     assert arrays() == before
+
+
+def test_threads_that_ask_at_once_have_the_same_table(sample, monkeypatch):
+    dataset, made, begun = open_dataset(sample.root), Listed.made, Barrier(2)
+
+    def slowly(listed):
+        time.sleep(0.1)
+        return made(listed)
+
+    def ask(_):
+        begun.wait()
+        return dataset.labels
+
+    monkeypatch.setattr(Listed, "made", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(ask, range(2))
+    assert one is other is dataset.labels
+
+
+def test_ids_that_are_no_texts_are_refused(sample, refused):
+    labels = open_dataset(sample.root).labels
+    for other in (7, None, float("nan")):
+        ids = labels["id"].astype(object)
+        ids[2] = other
+        dataset = dataclasses.replace(sample, labels=labels.assign(id=ids))
+        with refused(InputError, f"an id is {other!r}", "text", "dtype="):
+            dataset.id_bytes("train")
 
 
 def test_a_table_that_was_written_into_is_the_truth(dataset):

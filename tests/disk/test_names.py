@@ -1,5 +1,6 @@
 """Names of files take the memory of a number each and are read as text."""
 
+import copy
 import pickle
 import tracemalloc
 
@@ -66,6 +67,29 @@ def test_they_have_the_shape_and_the_type_of_the_array_of_texts(names):
     array = np.asarray(names)
     assert (names.shape, names[1:].shape, names.dtype) == ((4,), (3,), array.dtype)
     assert np.array_equal(np.asarray(names).astype(names.dtype), array)
+
+
+def test_they_have_what_the_array_of_texts_has(names):
+    array = np.asarray(names)
+    assert (names.size, names.ndim, names.nbytes) == (4, 1, array.nbytes)
+    assert names.astype(object).tolist() == names.reshape(2, 2).ravel().tolist() == EXPECTED
+    assert names.argsort().tolist() == array.argsort().tolist()
+    assert names[:, None].tolist() == [[name] for name in EXPECTED]
+    assert not hasattr(names, "iloc") and not hasattr(names, "__len_hint__")
+
+
+@pytest.mark.parametrize("name", ["sort", "fill", "append"])
+def test_what_would_write_into_an_array_that_nobody_has_is_refused(names, name):
+    with pytest.raises(AttributeError, match=f"(?s){name}.*numpy.array"):
+        getattr(names, name)
+    assert names.tolist() == EXPECTED
+
+
+def test_a_part_is_written_through_and_a_copy_is_not(names):
+    copies = [names.copy(), copy.copy(names), copy.deepcopy(names), names[[0, 1, 2, 3]]]
+    names[1:3][0] = EXPECTED[3]
+    assert names[1] == EXPECTED[3]
+    assert all(one.tolist() == EXPECTED for one in copies)
 
 
 def test_names_are_written_over_others(names):
