@@ -35,6 +35,7 @@ NAMES = (
     "figures",
     "models",
     "model",
+    "slide",
     "checkpoints",
     "history_*.csv",
     "*_submission.csv",

@@ -14,6 +14,7 @@ LINKS = {
     "report.html": "what the numbers are worth",
     "figures": "each figure of the notebook as PNG",
     "model": "the final model, with a page about it",
+    "slide/summary.html": "what the model says of a drawn slide",
     "metrics.json": "the numbers",
     "validation.csv": "what the model says of each validation patch",
 }

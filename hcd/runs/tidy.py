@@ -31,7 +31,7 @@ def tidy_run(folder, final_model: str) -> None:
         _drop_optimiser(file)
     for file in (Path(folder) / "checkpoints").glob("*.pth"):
         file.unlink()
-    for name in ("", "models", "checkpoints", "figures", "model"):
+    for name in ("", "models", "checkpoints", "figures", "model", "slide"):
         sweep_parts(Path(folder) / name)
 
 

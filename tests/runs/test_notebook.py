@@ -2,6 +2,7 @@
 
 import json
 import re
+from fnmatch import fnmatch
 
 import nbformat
 import pytest
@@ -9,6 +10,7 @@ from bs4 import BeautifulSoup
 
 from hcd import load_bundle, predict_image
 from hcd.cli import main
+from hcd.runs.folder import LOCKS, NAMES
 
 PICTURES = {
     3: "patches",
@@ -136,6 +138,13 @@ def test_the_new_process_says_what_this_one_says(run_folder):
         ].rstrip(".")
     )
     assert other == pytest.approx(here, abs=1e-4)
+
+
+def test_all_that_a_run_leaves_is_known_as_a_runs(run_folder):
+    """Where another run would write over it, that one is refused before it trains."""
+    left = {path.name for path in run_folder.iterdir()} - set(LOCKS)
+    assert "slide" in left
+    assert not [name for name in left if not any(fnmatch(name, own) for own in NAMES)]
 
 
 def test_a_finished_folder_is_never_written_over(run_folder, capsys):

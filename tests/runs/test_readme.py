@@ -19,14 +19,15 @@ METRICS = {
     "valid_auc_interval": {"low": 0.91, "high": 0.9724, "over": "islands of tissue"},
     "test_auc": 0.9,
 }
-LEFT = ["walkthrough.html", "metrics.json", "validation.csv", "resnet18_submission.csv"]
+LEFT = ["walkthrough.html", "slide/summary.html", "metrics.json", "validation.csv"]
+LEFT += ["resnet18_submission.csv"]
 
 
 @pytest.fixture
 def run(tmp_path):
     """The folder of a finished run, of empty files."""
     folder = tmp_path / "run"
-    for name in ("model", "figures", "data"):
+    for name in ("model", "figures", "slide", "data"):
         (folder / name).mkdir(parents=True)
     for name in LEFT:
         (folder / name).touch()

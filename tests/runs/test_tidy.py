@@ -101,7 +101,7 @@ def test_stopped_at_any_moment_it_ends_the_same_when_called_again(run, monkeypat
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("place", [".", "models", "checkpoints", "figures"])
+@pytest.mark.parametrize("place", [".", "models", "checkpoints", "figures", "slide"])
 def test_parts_that_killed_writers_left_are_gone(run, place):
     put(run / place / PART)
     tidy_run(run, "resnet18_stage2")
