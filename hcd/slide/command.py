@@ -87,6 +87,7 @@ def _listed(names):
                 f"{name} holds no slides ({', '.join(SUFFIXES)}); name their folder or the files"
             )
         found += inside
+    found = list(dict.fromkeys(found))  # one that is named twice is answered once
     stems: dict = {}
     for path in found:
         other = stems.setdefault(path.stem, path)
@@ -158,7 +159,10 @@ def _require_answered(target, question):
     except (OSError, ValueError):
         held = None
     if held != question:
+        held = held if isinstance(held, dict) else {}
+        other = [name for name in question if name in held and held[name] != question[name]]
+        why = f" but to one with another {' and '.join(other)}" if other else ""
         raise FileExistsError(
-            f"{target} is there already, and not the answer to this call; remove it or name another"
-            " --output"
+            f"{target} is there already, and not the answer to this call{why}; remove it or name"
+            " another --output"
         )

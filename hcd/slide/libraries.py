@@ -21,8 +21,8 @@ def open_slide(path: StrPath) -> Slide:
     as of OME-TIFF, whose others lie in SubIFDs.
 
     Raises:
-        FileNotFoundError: no such file. InputError: no slide, a damaged one, one that is no 8-bit
-            RGB, or no library here to open it.
+        FileNotFoundError: no such file. InputError: no slide, a damaged one, one that none of
+            them gives as 8-bit RGB, or no library here to open it.
     """
     path = Path(path).expanduser()
     if not path.is_file():

@@ -13,6 +13,7 @@ from ..disk.shown import progress_bar
 from ..disk.whole import StrPath
 from ..errors import InputError
 from ..export.prediction import MOST_READERS, answering
+from ..terminal import printable
 from .answer import SlideAnswer
 from .asked import card_of, kept_key, require_centre, spacing_of
 from .cells import CELL, Grid, make_grid, read_block, shares
@@ -108,7 +109,7 @@ def _answer(model, slide, grid, survey, kept, batch_size, progress):
     ]
     total, left = int(tissue.sum()), sum(int(tissue[place].sum()) for _, place in todo)
     size = math.ceil(batch_size / LEAST_BATCH) * LEAST_BATCH
-    title, options = slide.path.name, {"initial": total - left, "unit": " cells"}
+    title, options = printable(slide.path.name), {"initial": total - left, "unit": " cells"}
     try:
         with progress_bar(total, title, progress, **options) as bar:
             for number, place, rgb, there in _read(slide, grid, todo):

@@ -300,9 +300,10 @@ def test_the_bar_counts_cells_and_goes_on_where_it_was(
 
     bar = predict.progress_bar
     monkeypatch.setattr(predict, "progress_bar", opened)
+    path = shutil.copy(slide_file(), tmp_path / "two\nlines.tif")
     with pytest.raises(KeyboardInterrupt):
-        answered(stop_after(3), slide_file(), resume=tmp_path)
-    answer = answered(darkness, slide_file(), resume=tmp_path)
+        answered(stop_after(3), path, resume=tmp_path)
+    answer = answered(darkness, path, resume=tmp_path)
     cells = np.isfinite(answer.probabilities).sum()
     assert [total for _, total, *_ in bars] == [cells, cells]
-    assert bars[0][2] == 0 < bars[1][2] < cells and bars[0][3] == slide_file().name
+    assert bars[0][2] == 0 < bars[1][2] < cells and bars[0][3] == "two\\nlines.tif"

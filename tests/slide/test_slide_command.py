@@ -107,10 +107,16 @@ def test_the_same_call_again_answers_what_is_missing(slides, written, model, cap
 
 
 @pytest.mark.parametrize(
-    "change", [["--threshold", "0.4"], ["--mpp", "0.26"], "another model", "another slide"]
+    "change, other",
+    [
+        (["--threshold", "0.4"], "threshold"),
+        (["--mpp", "0.26", "--cells"], "mpp and cells"),
+        ("another model", "weights_sha256"),
+        ("another slide", "sha256_of_pieces"),
+    ],
 )
 def test_an_answer_to_another_question_is_left_alone(
-    slides, written, model, capfd, slide_file, change
+    slides, written, model, capfd, slide_file, change, other
 ):
     called(capfd, "in/a.tif", "--output", "out")
     before = tree(slides.parent / "out")
@@ -121,7 +127,8 @@ def test_an_answer_to_another_question_is_left_alone(
     more = change if isinstance(change, list) else []
     rows, told = called(capfd, "in/a.tif", "--output", "out", *more, code=2)
     assert not rows and len(told) == 1
-    assert "out/a is there already" in told[0] and "remove it or name another" in told[0]
+    assert "out/a is there already" in told[0] and f"another {other};" in told[0]
+    assert "remove it or name another" in told[0]
     assert tree(slides.parent / "out") == before
 
 
@@ -146,7 +153,7 @@ def test_names_that_cannot_be_used(slides, written, model, capfd, tmp_path, slid
     (tmp_path / "other").mkdir()
     (tmp_path / "empty").mkdir()
     shutil.copy(slide_file(), tmp_path / "other/a.svs")
-    for names in (["in/a.tif", "other/a.svs"], ["in", "other"], ["in/a.tif", "in/a.tif"]):
+    for names in (["in/a.tif", "other/a.svs"], ["in", "other"]):
         told = refused_at_once(capfd, model, tmp_path, *names)
         assert "in/a.tif and" in told and "two calls" in told
     assert "empty holds no slides" in refused_at_once(capfd, model, tmp_path, "empty")
@@ -156,8 +163,9 @@ def test_names_that_cannot_be_used(slides, written, model, capfd, tmp_path, slid
     assert '--output "" names nothing' in refused_at_once(
         capfd, model, tmp_path, "in", "--output", ""
     )
-    rows, told = called(capfd, "in/a.tif", "no.svs", code=1)
-    assert len(rows) == 1 and told == ["hcd: no.svs does not exist; name the file of a slide"]
+    rows, told = called(capfd, "in/a.tif", "no.svs", "./in/a.tif", "no.svs", code=1)
+    assert len(rows) == len(written) == 1
+    assert told == ["hcd: no.svs does not exist; name the file of a slide"]
 
 
 @pytest.mark.parametrize(
