@@ -270,6 +270,7 @@ def test_the_page_opens_without_a_network_and_says_the_limits(answer, card, tmp_
     ):
         assert shown in page.text
     assert "Region 2" in page.text and "7,740 µm² longest extent 132 µm" in page.text
+    assert all(name in page.text for name in {*NAMES, "cells.geojson"} - {"summary.html"})
 
 
 @pytest.mark.parametrize(
