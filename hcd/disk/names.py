@@ -44,9 +44,13 @@ class Names(Sequence):
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(value, Names) and value.ids is self.ids and value.folder == self.folder:
             self.rows[key] = value.rows
+        elif isinstance(value, str):
+            found = np.flatnonzero(self.ids == _id_of(value))
+            self.rows[key] = self._row(value, found[0] if len(found) else None)
         else:
-            one = isinstance(value, str)
-            self.rows[key] = self._row(value) if one else [self._row(name) for name in value]
+            # to go through millions of ids for each of millions of names would take hours
+            rows = dict(zip(self.ids.tolist(), range(len(self.ids))))
+            self.rows[key] = [self._row(name, rows.get(_id_of(name))) for name in value]
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), CHUNK):
@@ -99,13 +103,15 @@ class Names(Sequence):
         """Return the names as a list of str."""
         return list(self)
 
-    def _row(self, name):
-        """Return the row of a name that is written over another."""
-        beside, _, file = str(name).rpartition("/")
-        if beside == self.folder and file.endswith(".tif"):
-            for row in np.flatnonzero(self.ids == file.removesuffix(".tif").encode()):
-                return row
+    def _row(self, name, row):
+        """Return the row of a name's id, if it was found and all of the name is right."""
+        if row is not None and str(name) == f"{self.folder}/{self.ids[row].decode()}.tif":
+            return row
         raise InputError(
             f"{name} is none of the data set's {self.folder}/<id>.tif, and this list can name no"
             " other file; give it an array of its own, items = numpy.array([...])"
         )
+
+
+def _id_of(name):
+    return str(name).rpartition("/")[2].removesuffix(".tif").encode()

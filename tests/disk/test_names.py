@@ -132,3 +132,18 @@ def test_a_name_takes_the_memory_of_a_number():
         tracemalloc.stop()
     assert len(parts[0]) + len(parts[1]) == 150_000
     assert kept < 5 * 150_000 and most < 20 * 150_000
+
+
+def test_many_names_are_written_in_the_time_of_one_search():
+    class Counted(np.ndarray):
+        searches = 0
+
+        def __eq__(self, other):
+            Counted.searches += 1
+            return np.asarray(self) == other
+
+    ids = np.array([f"{k:05}".encode() for k in range(500)]).view(Counted)
+    names = Names("train", ids)
+    expected = names.tolist()[::-1]
+    names[:] = expected
+    assert names.tolist() == expected and Counted.searches <= 1
