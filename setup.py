@@ -84,7 +84,7 @@ setup(
         # reads whole slides; of tiffslide, 3 and later need Python 3.11
         "slide": [
             "openslide-python>=1.4.1",
-            "openslide-bin>=4.0.0.6",
+            "openslide-bin>=4.0.1",
             "tiffslide>=2.5.1",
             "tifffile>=2025.5.10",
         ],
@@ -108,7 +108,7 @@ setup(
             "httpx2>=2.0",
             "playwright>=1.40",
             "openslide-python>=1.4.1",
-            "openslide-bin>=4.0.0.6",
+            "openslide-bin>=4.0.1",
             "tiffslide>=2.5.1",
             "tifffile>=2025.5.10",
             "huggingface-hub>=0.25",  # its parser reads the model cards
