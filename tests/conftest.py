@@ -38,6 +38,14 @@ def agg():
     matplotlib.use("Agg")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_weights_left():
+    """A learner without a path saves into the current folder, here the checkout's."""
+    before = set((CHECKOUT / "models").glob("*"))
+    yield
+    assert set((CHECKOUT / "models").glob("*")) == before
+
+
 @pytest.fixture(autouse=True)
 def closed_figures():
     """Close what a test has drawn."""

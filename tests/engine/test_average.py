@@ -76,10 +76,10 @@ def test_training_itself_is_the_same(sample, small_recipe, split):
     assert plain.recorder.val_losses[1] != mean.recorder.val_losses[1]
 
 
-def test_a_range_test_leaves_the_weights_as_they_were(sample, small_recipe, split):
+def test_a_range_test_leaves_the_weights_as_they_were(sample, small_recipe, split, tmp_path):
     recipe = replace(small_recipe, mean_weights=True, batch_size=10)
     data = hcd.make_databunch(sample, recipe, split[1], num_workers=0, device="cpu")
-    learner = hcd.get_learner(data, recipe)
+    learner = hcd.get_learner(data, recipe, tmp_path)  # it saves the weights for a while
     learner.unfreeze()
     before = {name: one.clone() for name, one in learner.model.state_dict().items()}
     learner.lr_find(num_it=8, stop_div=False)
