@@ -316,9 +316,14 @@ def _add_predict(commands):
     )
     add("--csv", metavar="FILE", help="write the lines to this CSV file too")
     add("--heatmap", metavar="DIR", help="new folder to get a picture of where the model looks")
+    _add_answering(add, "images")
+
+
+def _add_answering(add, what):
+    """Add how a model answers many images; `what` they are."""
     add("--device", help="cpu, cuda, ...; default: a GPU when there is one")
     add("--fast", action="store_true", help="compute in 16 bits")
-    add("--batch-size", type=int, default=64, metavar="N", help="images at once; default: 64")
+    add("--batch-size", type=int, default=64, metavar="N", help=f"{what} at once; default: 64")
     add("--threads", type=int, metavar="N", help="of torch on a CPU; default: torch's own")
     add("--calibrated", action="store_true", help="apply the temperature on the model's card")
 
@@ -335,11 +340,7 @@ def _add_slide(commands):
     add("--mpp", type=float, metavar="UM", help="um a pixel; default: what the slide says")
     add("--threshold", type=float, default=0.5, metavar="P", help="of tumour; default: 0.5")
     add("--cells", action="store_true", help="write each cell as a tile for QuPath too")
-    add("--device", help="cpu, cuda, ...; default: a GPU when there is one")
-    add("--fast", action="store_true", help="compute in 16 bits")
-    add("--batch-size", type=int, default=64, metavar="N", help="patches at once; default: 64")
-    add("--threads", type=int, metavar="N", help="of torch on a CPU; default: torch's own")
-    add("--calibrated", action="store_true", help="apply the temperature on the model's card")
+    _add_answering(add, "patches")
 
 
 def _add_export(commands):

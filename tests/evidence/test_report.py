@@ -4,12 +4,12 @@ import base64
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from pages import Page
 from sklearn.metrics import roc_auc_score
 
 import hcd
@@ -23,26 +23,6 @@ def reported(run_folder, tmp_path_factory):
     """A copy of the shared run, with its report, and the report's numbers."""
     folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("report") / "a <run> & more")
     return folder, write_report(folder, progress=False)
-
-
-class Page(HTMLParser):
-    """What a page refers to, and whether its tags close."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.links, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_numbers_are_those_of_the_parts(reported, sample):

@@ -8,13 +8,13 @@ import json
 import os
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
+from pages import Page
 from PIL import Image
 
 import hcd.slide.outputs
@@ -220,28 +220,6 @@ def test_the_summary_has_the_numbers(answer, card, tmp_path):
     assert numbers["model"]["name"] == "resnet18"
     for name in ("limits", "intended_use", "metrics"):
         assert numbers["model"][name] == card[name]
-
-
-class Page(HTMLParser):
-    """What a page shows and refers to, and whether its tags close."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.links, self.text, self.tags = [], [], "", set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        self.tags.add(tag)
-        self.text += " "
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def page_of(folder):
