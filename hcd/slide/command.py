@@ -1,6 +1,5 @@
 """`hcd slide`: whole slides by name, a folder of answers each."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..disk.locks import take_lock
-from ..disk.whole import SCRATCH, refuse_link, unwritable, writable_folder, write_json
+from ..disk.whole import SCRATCH, read_json, refuse_link, unwritable, writable_folder, write_json
 from ..errors import InputError
 from ..export.command import open_model
 from ..export.prediction import answering, answers_by_itself
@@ -21,14 +20,14 @@ from .libraries import import_readers
 from .predict import predict_slide
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
-ANSWER = "answer.json"  # what a folder was answered from
+ANSWER, MOST_BYTES = "answer.json", 1 << 16  # what a folder was answered from
 
 
 def slide(options) -> int:
     """Answer slides one after the other, each into a new folder of the output folder. One that
     cannot be has its sentence; exit code 1 then, or 2 where none could be answered."""
     import_readers()
-    _require_shares(options)
+    _require_numbers(options)
     slides = _listed(options.slides)
     bundle = open_model(options.model, options.threads)
     torch_threads = None if answers_by_itself(bundle) else options.threads
@@ -54,7 +53,7 @@ def slide(options) -> int:
     return 0 if not bad else 1 if bad < len(slides) else 2
 
 
-def _require_shares(options):
+def _require_numbers(options):
     """Turn down numbers that would fail only after hours."""
     if not 0 <= options.threshold < 1:
         raise InputError(
@@ -155,8 +154,8 @@ def _question(bundle, path, options):
 def _require_answered(target, question):
     """Require a folder that is there to be the answer to the same question."""
     try:
-        held = json.loads((target / ANSWER).read_text("utf-8"))
-    except (OSError, ValueError):
+        held = read_json(target / ANSWER, MOST_BYTES)
+    except (OSError, InputError):
         held = None
     if held != question:
         held = held if isinstance(held, dict) else {}

@@ -139,6 +139,9 @@ def test_a_folder_of_somebody_elses_is_left_alone(slides, written, model, capfd,
     rows, told = called(capfd, "in/a.tif", "in/c.ome.tif", "--output", "out", code=2)
     assert not rows and "is there already" in told[0] and "is a link" in told[1]
     assert tree(tmp_path / "out") == {"a/mine.txt": b"mine"}
+    (tmp_path / "out/a/answer.json").write_text("[" * 50_000)
+    rows, told = called(capfd, "in/a.tif", "--output", "out", code=2)
+    assert not rows and len(told) == 1 and "is there already" in told[0]
 
 
 def refused_at_once(capfd, model, tmp_path, *arguments):
