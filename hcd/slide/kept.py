@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..disk.whole import StrPath, refuse_link, whole_write, writable_folder
+from ..disk.whole import StrPath, parse_json, refuse_link, whole_write, writable_folder
 from ..errors import InputError
 
 SECONDS = 30  # between two writes
+DAMAGE = ValueError, TypeError, KeyError, EOFError, RecursionError
 PIECES, PIECE = 16, 1 << 16  # of a slide's file that are hashed; a whole one has gigabytes
 
 
@@ -62,9 +63,9 @@ class Kept:
     def _load(self, file):
         try:
             with file.open("rb") as content, np.load(content, allow_pickle=False) as held:
-                key = json.loads(str(held["key"]))
+                key = dict(parse_json(str(held["key"])))
                 probabilities, done = held["probabilities"], held["done"]
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (*DAMAGE, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{file} is no file that an interrupted call has left, or a damaged one;"
                 " remove it to begin anew"

@@ -179,6 +179,14 @@ def test_what_another_call_has_left_is_refused(
         assert file.read_bytes() == content
 
 
+@pytest.mark.parametrize("key", ["[" * 50_000, "3", "null"])
+def test_a_file_of_a_strangers_is_refused(slide_file, tmp_path, darkness, refused, key):
+    np.savez(tmp_path / "slide.unfinished.npz", key=key)
+    path = shutil.copy(slide_file(), tmp_path / "slide.tif")
+    with refused(InputError, "slide.unfinished.npz", "remove it"):
+        answered(darkness, path, resume=tmp_path)
+
+
 def test_a_file_of_pickles_is_not_run(slide_file, tmp_path, darkness, refused):
     file = kept.kept_file(tmp_path, slide_file())
     np.savez(file, key=np.array(object()), done=0, probabilities=0)
