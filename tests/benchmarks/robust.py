@@ -26,14 +26,22 @@ from hcd.recipe import robust_changes
 from .curve import RECIPE, train
 
 PLAIN = "as it is"
+WHOLE = {"crop_size": 96, "max_shift": 0, "max_rotation": 0}
 CHANGES = {
     PLAIN: {},
     "stain jitter 0.05": {"stain_jitter": 0.05},
     "stain jitter 0.1": {"stain_jitter": 0.1},
     "stain jitter 0.2": {"stain_jitter": 0.2},
-    "the whole 96 px": {"crop_size": 96, "max_shift": 0, "max_rotation": 0},
+    "the whole 96 px": WHOLE,
     "mean weights": {"mean_weights": True},
     "robust": robust_changes({}),
+    "12 passes": {"tta_passes": 12},
+    "the whole 96 px, 12 passes": {**WHOLE, "tta_passes": 12},
+    "robust, 4 epochs, 12 passes": {
+        **robust_changes({}),
+        "finetune_epochs": 4,
+        "tta_passes": 12,
+    },
     "gentler rates": {"head_max_lr": 5e-3, "finetune_max_lr": (2e-5, 2e-4)},
 }
 HEADER = (
