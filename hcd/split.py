@@ -11,6 +11,7 @@ from sklearn.utils import check_random_state
 from .dataset.opened import Dataset
 from .dataset.slides import slides_of
 from .errors import InputError
+from .evidence.given import is_number, number_groups
 from .evidence.overlap import BLOCK, find_overlaps
 from .recipe import Recipe
 
@@ -106,8 +107,9 @@ def stratified_split(
 
     Source: In 10.
     """
-    labels = np.asarray(labels)
+    labels = _known_labels(labels)
     _require_share(valid_fraction)
+    _generator(rng_seed)
     kinds, counts = np.unique(labels, return_counts=True)
     n_valid = int(np.ceil(valid_fraction * len(labels)))
     sides = ()
@@ -150,23 +152,13 @@ def grouped_split(
         InputError: a share out of range, a row without a group, one group alone, or groups that
             leave a side without one of the labels.
     """
-    labels, names = np.asarray(labels), pd.Series(list(groups), dtype=object)
+    labels = _known_labels(labels)
     _require_share(valid_fraction)
-    if labels.ndim != 1 or len(names) != len(labels) or not len(labels):
-        raise InputError(
-            f"{len(names)} groups were given for labels of shape {labels.shape}; give one group"
-            " for each label"
-        )
-    if names.isna().any():
-        raise InputError(
-            f"row {int(names.isna().to_numpy().argmax())} has no group ({names.isna().sum()} such"
-            " row(s)); name the slide or island of each"
-        )
+    group, names = number_groups(groups, len(labels))
     kinds, kind = np.unique(labels, return_inverse=True)
-    group = names.factorize(sort=False)[0]
-    counts = np.zeros((group.max() + 1, len(kinds)), int)
+    counts: np.ndarray = np.zeros((len(names), len(kinds)), int)
     np.add.at(counts, (group, kind), 1)
-    rng = check_random_state(rng_seed)
+    rng = _generator(rng_seed)
     aside = _choose_groups(counts, valid_fraction, rng)[group]
     sides = [rng.permutation(np.flatnonzero(side)) for side in (~aside, aside)]
     if any(len(np.unique(kind[side])) < max(len(kinds), 2) for side in sides):
@@ -215,9 +207,32 @@ def _choose_two(counts, wanted, order):
     return chosen
 
 
-def _require_share(valid_fraction):
-    if not 0 < valid_fraction < 1:
+def _known_labels(labels):
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise InputError(f"labels have shape {labels.shape}; give one for each patch, (N,)")
+    missing = pd.isna(labels)
+    if missing.any():
         raise InputError(
-            f"valid_fraction={valid_fraction} is no share; give one between 0 and 1, 0.1 in the"
+            f"row {int(missing.argmax())} has no label ({missing.sum()} such row(s)); give each 0"
+            " or 1"
+        )
+    return labels
+
+
+def _generator(rng_seed):
+    try:
+        return check_random_state(rng_seed)
+    except ValueError as error:
+        raise InputError(
+            f"rng_seed={str(rng_seed)[:60]} seeds nothing; give an integer from 0 to 4294967295, or"
+            " None to draw anew"
+        ) from error
+
+
+def _require_share(valid_fraction):
+    if not is_number(valid_fraction) or not 0 < valid_fraction < 1:
+        raise InputError(
+            f"valid_fraction={valid_fraction!r} is no share; give one between 0 and 1, 0.1 in the"
             " walkthrough"
         )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
@@ -186,12 +187,35 @@ def test_without_a_seed_a_grouped_split_draws_from_numpys_generator():
         ([0, 1] * 20, [None, *range(39)], 0.1, "row 0 has no group"),
         ([0, 1] * 20, [*range(39), float("nan")], 0.1, "row 39 has no group"),
         ([0, 1] * 20, range(40), 1, "valid_fraction=1"),
-        ([], [], 0.1, "0 groups"),
+        ([0, 1] * 20, range(40), "0.1", "valid_fraction='0.1'"),
+        ([0, 1] * 20, "ab" * 20, 0.1, "groups are a str"),
+        ([0, 1] * 20, None, 0.1, "groups are a NoneType"),
+        ([0, 1] * 20, [[1]] * 40, 0.1, "group [1]"),
+        ([0, 1] * 19 + [0, None], range(40), 0.1, "row 39 has no label"),
+        ([0, 1] * 19 + [0, float("nan")], range(40), 0.1, "row 39 has no label"),
+        ([], [], 0.1, "0 group(s) of 0 labels"),
     ],
 )
 def test_groups_that_cannot_be_split(refused, labels, groups, fraction, words):
     with refused(InputError, words):
         grouped_split(labels, groups, fraction, 0)
+
+
+@pytest.mark.parametrize("rng_seed", [-1, 2**32, "a", 0.5, np.random.default_rng(0)])
+def test_what_is_no_seed(refused, rng_seed):
+    labels = [0, 1] * 20
+    with refused(InputError, "rng_seed="):
+        stratified_split(labels, 0.1, rng_seed)
+    with refused(InputError, "rng_seed="):
+        grouped_split(labels, range(40), 0.1, rng_seed)
+
+
+def test_equal_items_of_a_tensor_are_one_group():
+    labels, groups = np.tile([0, 1], 60), np.repeat(range(12), 10)
+    wanted = grouped_split(labels, groups, 0.25, 0)
+    for form in (torch.from_numpy(groups), list(torch.from_numpy(groups))):
+        found = grouped_split(torch.from_numpy(labels), form, 0.25, 0)
+        assert [side.tolist() for side in found] == [side.tolist() for side in wanted]
 
 
 # of a data set

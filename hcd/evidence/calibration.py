@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from ..errors import InputError
 from ..split import grouped_split
+from .given import as_numbers
 
 BINS = 15
 TEMPERATURES = 0.05, 20.0  # searched between these
@@ -177,7 +179,7 @@ def _log_loss(logits, labels):
 
 
 def _checked(probabilities, labels):
-    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
+    probabilities, labels = as_numbers(probabilities, "probabilities"), np.asarray(labels)
     if probabilities.ndim != 1 or labels.shape != probabilities.shape:
         raise InputError(
             f"probabilities have shape {probabilities.shape} and labels {labels.shape}; give one"
@@ -189,9 +191,9 @@ def _checked(probabilities, labels):
             f"the probability of row {int(wrong.argmax())} is {probabilities[wrong][0]}; give"
             " softmax outputs in [0, 1], not logits"
         )
-    if set(np.unique(labels)) != {0, 1}:
+    kinds = pd.unique(labels)
+    if set(kinds) != {0, 1}:
         raise InputError(
-            f"labels hold {np.unique(labels)[:5].tolist()}; calibration needs both 0 and 1 and"
-            " nothing else"
+            f"labels hold {kinds[:5].tolist()}; calibration needs both 0 and 1 and nothing else"
         )
     return probabilities, labels.astype(int)

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ..errors import InputError
+from .given import as_numbers, is_number, number_groups
 
 FEW_GROUPS = 50
 
@@ -74,8 +75,10 @@ def clustered_auc(
         InputError: lengths that differ, a score that is not finite, labels other than 0 and 1 or
         only one of them, a missing group, or a label that only one group holds.
     """
-    scores, labels, group, names = _checked(np.asarray(scores)[..., None], labels, groups)
+    scores = as_numbers(scores, "scores")[..., None]
+    scores, labels, group, names = _checked(scores, labels, groups)
     aucs, covariance = _auc_covariance(scores, labels, group)
+    _warn_of_few(len(names))
     without, most = _leave_one_out(scores[:, 0], labels, group, aucs[0])
     found = _estimate(aucs[0], covariance[0, 0], len(names), len(labels), confidence, 0)
     return ClusteredAUC(**vars(found), without=without, most_influential=names[most])
@@ -94,14 +97,16 @@ def clustered_difference(
     Raises:
         InputError: as `clustered_auc`.
     """
-    if np.shape(scores) != np.shape(other_scores):
+    one, other = as_numbers(scores, "scores"), as_numbers(other_scores, "other_scores")
+    if one.shape != other.shape:
         raise InputError(
-            f"the two models have scores of shapes {np.shape(scores)} and {np.shape(other_scores)};"
-            " give both for the same patches"
+            f"the two models have scores of shapes {one.shape} and {other.shape}; give both for"
+            " the same patches"
         )
-    both = np.stack([np.asarray(scores), np.asarray(other_scores)], -1)
+    both = np.stack([one, other], -1)
     both, labels, group, names = _checked(both, labels, groups)
     aucs, covariance = _auc_covariance(both, labels, group)
+    _warn_of_few(len(names))
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     return _estimate(aucs[0] - aucs[1], variance, len(names), len(labels), confidence, -1)
 
@@ -116,7 +121,7 @@ def auc_covariance(scores: Any, labels: Any, groups: Any = None) -> tuple[np.nda
     Raises:
         InputError: as `clustered_auc`.
     """
-    scores, labels, group, _ = _checked(np.asarray(scores), labels, groups)
+    scores, labels, group, _ = _checked(as_numbers(scores, "scores"), labels, groups)
     return _auc_covariance(scores, labels, group)
 
 
@@ -136,11 +141,15 @@ def clustered_rates(
         threshold: a score above it is called tumour.
     Returns:
         dict of "accuracy", "sensitivity" and "specificity", an Estimate each; groups without a
-        patch that a share is of do not count towards it.
+        patch that a share is of do not count towards it. Below 50 groups they come with a warning.
     Raises:
-        InputError: as `clustered_auc`.
+        InputError: as `clustered_auc`, or a threshold that is no number.
     """
-    scores, labels, group, _ = _checked(np.asarray(scores)[..., None], labels, groups)
+    scores = as_numbers(scores, "scores")[..., None]
+    scores, labels, group, names = _checked(scores, labels, groups)
+    if not is_number(threshold):
+        raise InputError(f"threshold={threshold!r} is no number; give one such as 0.5")
+    _warn_of_few(len(names))
     right = (scores[:, 0] > threshold) == labels
     sides = {"accuracy": labels >= 0, "sensitivity": labels == 1, "specificity": labels == 0}
     return {name: _rate(right[side], group[side], confidence) for name, side in sides.items()}
@@ -152,12 +161,12 @@ def _rate(right, group, confidence):
     sizes, sums = sizes[counted], np.bincount(group, right)[counted]
     share, count = sums.sum() / sizes.sum(), len(sizes)
     variance = count / (count - 1) * ((sums - share * sizes) ** 2).sum() / sizes.sum() ** 2
-    return _estimate(share, variance, count, len(right), confidence, 0, warn=False)
+    return _estimate(share, variance, count, len(right), confidence, 0)
 
 
 def _checked(scores, labels, groups):
     """Return scores (N, M) float64, labels (N,) int, group (N,) int and the groups' names."""
-    labels, scores = np.asarray(labels), np.asarray(scores, float)
+    labels = np.asarray(labels)
     if scores.ndim != 2 or labels.shape != (len(scores),):
         raise InputError(
             f"scores have shape {scores.shape[:-1]} and labels {labels.shape}; give one score and"
@@ -166,16 +175,12 @@ def _checked(scores, labels, groups):
     if not np.isfinite(scores).all():
         row = int((~np.isfinite(scores)).any(1).argmax())
         raise InputError(f"the score of row {row} is not finite; check the model that gave it")
-    if set(np.unique(labels)) != {0, 1}:
+    kinds = pd.unique(labels)
+    if set(kinds) != {0, 1}:
         raise InputError(
-            f"labels hold {np.unique(labels)[:5].tolist()}; an AUC needs both 0 and 1 and nothing"
-            " else"
+            f"labels hold {kinds[:5].tolist()}; an AUC needs both 0 and 1 and nothing else"
         )
-    names = pd.Series(range(len(labels)) if groups is None else list(groups), dtype=object)
-    if len(names) != len(labels) or names.isna().any():
-        fault = f"{len(names)} groups" if len(names) != len(labels) else "a missing group"
-        raise InputError(f"there are {len(labels)} patches and {fault}; give one for each patch")
-    group, names = names.factorize()
+    group, names = number_groups(range(len(labels)) if groups is None else groups, len(labels))
     for label in (0, 1):
         held = set(group[labels == label])
         if len(held) == 1:
@@ -237,15 +242,18 @@ def _leave_one_out(scores, labels, group, auc):
     return (float(aucs.min()), float(aucs.max())), int(np.abs(aucs - auc).argmax())
 
 
-def _estimate(value, variance, groups, patches, confidence, least, warn=True):
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence} is no share; give one between 0 and 1")
-    if warn and groups < FEW_GROUPS:
+def _warn_of_few(groups):
+    if groups < FEW_GROUPS:
         warnings.warn(
             f"{groups} groups are few: below {FEW_GROUPS} an interval is often too narrow",
             UserWarning,
             stacklevel=3,
         )
+
+
+def _estimate(value, variance, groups, patches, confidence, least):
+    if not is_number(confidence) or not 0 < confidence < 1:
+        raise InputError(f"confidence={confidence!r} is no share; give one between 0 and 1")
     error = float(np.sqrt(max(variance, 0)))
     reach = float(student.ppf(0.5 + confidence / 2, groups - 1)) * error
     interval = (max(float(value) - reach, least), min(float(value) + reach, 1))

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from ..errors import InputError
 from .calibration import Calibration, Temperature, calibration, fit_temperature
+from .given import as_numbers, number_groups
 from .intervals import ClusteredAUC, clustered_auc, clustered_rates
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -127,14 +128,15 @@ def judge_predictions(
     Returns:
         Judgement.
     Raises:
-        InputError: a probability that is none, or labels other than 0 and 1, only one of them, or
-        not as many as probabilities.
+        InputError: a probability that is none, labels other than 0 and 1, only one of them, or not
+        as many as probabilities, or not one group for each.
 
     Source: In 38.
     """
-    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
+    probabilities, labels = as_numbers(probabilities, "probabilities"), np.asarray(labels)
     measured = calibration(probabilities, labels)
-    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    number, names = number_groups(range(len(labels)) if groups is None else groups, len(labels))
+    groups = pd.Series(names, dtype=object).to_numpy()[number]
     auc, patch_auc, temperature, rates = None, None, None, []
     why_not, why_no_temperature = "", ""
     with warnings.catch_warnings():

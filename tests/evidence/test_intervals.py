@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 from sklearn.metrics import roc_auc_score
 
-import hcd
 from hcd import InputError, clustered_auc, clustered_difference, clustered_rates
 from hcd.evidence.intervals import auc_covariance
 
@@ -173,9 +173,13 @@ def test_few_groups_are_told():
     labels, groups = np.arange(200) % 2, np.arange(200) // 4
     with pytest.warns(UserWarning, match="^49 groups are few: below 50 "):
         clustered_auc(labels, labels, np.minimum(groups, 48))
+    with pytest.warns(UserWarning, match="^49 groups are few: below 50 ") as caught:
+        clustered_rates(labels, labels, np.minimum(groups, 48))
+    assert len(caught) == 1  # and not one for each share
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clustered_auc(labels, labels, groups)
+        clustered_rates(labels, labels, groups)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +193,16 @@ def test_few_groups_are_told():
         ([0.1, 0.2, 0.3, 0.4], [0, 1, 2, 1], None, "labels hold [0, 1, 2]"),
         ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], ["a"] * 4, "one group"),
         ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], ["a", "b", "b", "b"], "label 1 lie in one group, 'b'"),
-        ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], ["a", "b", None, "b"], "a missing group"),
+        ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], ["a", "b", None, "b"], "row 2 has no group"),
         ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], ["a", "b", "c"], "3 groups"),
         ([0.1, 0.2, 0.3], [0, 0, 1], None, "one group"),  # a single positive patch
+        ([*"abcd"], [0, 1, 0, 1], None, "row 0 of scores is 'a'"),
+        ([[0.1], [0.2, 0.3]], [0, 1], None, "row 0 of scores is [0.1]"),
+        ([0.1, 0.2, 0.3, 0.4], [0, None, 0, 1], None, "labels hold [0, None, 1]"),
+        ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], "aabb", "groups are a str"),
+        ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], dict(enumerate("aabb")), "groups are a dict"),
+        ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], 7, "groups are a int"),
+        ([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1], [["a"]] * 4, "group ['a']"),
     ],
 )
 def test_what_has_no_interval(refused, scores, labels, groups, words):
@@ -203,5 +214,29 @@ def test_what_has_no_interval(refused, scores, labels, groups, words):
 def test_two_models_need_the_same_patches(refused):
     with refused(InputError, "(4,) and (3,)"):
         clustered_difference([1, 2, 3, 4], [1, 2, 3], [0, 1, 0, 1])
-    with refused(InputError, "confidence=95"):
-        hcd.clustered_auc([1, 2, 3, 4], [0, 1, 0, 1], confidence=95)
+    with refused(InputError, "row 1 of other_scores is 'x'"):
+        clustered_difference([1, 2, 3, 4], [1, "x", 3, 4], [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("confidence", [95, 0, 1, float("nan"), "0.95", None])
+def test_what_is_no_confidence(refused, confidence):
+    for compute in (clustered_auc, clustered_rates):
+        with refused(InputError, f"confidence={confidence!r}"):
+            compute([1, 2, 3, 4], [0, 1, 0, 1], confidence=confidence)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), "0.5", None, [0.5, 0.6]])
+def test_what_is_no_threshold(refused, threshold):
+    with refused(InputError, f"threshold={threshold!r}"):
+        clustered_rates([1, 2, 3, 4], [0, 1, 0, 1], threshold=threshold)
+
+
+def test_groups_may_be_a_tensor_an_array_or_a_series():
+    """Equal items of a tensor have other hashes, and each would be a group of its own."""
+    rng = np.random.default_rng(5)
+    scores, labels, group = simulated(rng)
+    wanted = clustered_auc(scores, labels, group.tolist())
+    tensor = torch.from_numpy(group)
+    for form in (group, tensor, list(tensor), pd.Series(group, index=group[::-1])):
+        found = clustered_auc(torch.from_numpy(scores), torch.from_numpy(labels), form)
+        assert found == wanted and type(found.most_influential) is int

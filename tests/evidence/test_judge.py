@@ -107,6 +107,12 @@ def test_what_cannot_be_judged(refused):
         judge_predictions([2, 0.5], [0, 1])
     with refused(InputError, "labels hold [1]"):
         judge_predictions([0.2, 0.5], [1, 1])
+    with refused(InputError, "row 1 of probabilities is 'x'"):
+        judge_predictions([0.2, "x"], [0, 1])
+    with refused(InputError, "3 groups were given for 4 patches"):
+        judge_predictions([0.2, 0.5, 0.3, 0.4], [0, 1, 0, 1], ["a", "b", "a"])
+    with refused(InputError, "row 3 has no group"):
+        judge_predictions([0.2, 0.5, 0.3, 0.4], [0, 1, 0, 1], ["a", "b", "a", float("nan")])
 
 
 def test_the_figure_shows_the_lowest_groups():
