@@ -48,7 +48,8 @@ def id_rows(path, value="label"):
     """Yield the id and the other text of each row, of at least one; see `read_table`."""
     if not path.is_file():
         remedy = f"the data folder must hold {LAYOUT}" if value == "label" else "name another file"
-        raise FileNotFoundError(f"{path} is missing; {remedy}")
+        fault = "is a folder" if path.is_dir() else "is missing"
+        raise FileNotFoundError(f"{path} {fault}; {remedy}")
     if path.stat().st_size > MOST_TABLE_BYTES:
         raise InputError(
             f"{path} has {path.stat().st_size} bytes; a table has at most {MOST_TABLE_BYTES},"

@@ -15,6 +15,7 @@ from .intervals import ClusteredAUC, clustered_auc, clustered_rates
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NO_SPREAD = " (no two patches stand the wrong way round, so it tells nothing)"
+RATES = ("sensitivity", "specificity", "accuracy")
 LEAST = 10  # patches of a group whose own AUC is told
 
 
@@ -77,12 +78,21 @@ class Judgement:
                 f"  as if {self.patches:,} patches had nothing in common:"
                 f" {_interval(self.patch_auc.interval)}"
             )
+        for name, patches, auc in self.group_aucs[:1].itertuples(index=False):
+            lines.append(f"  lowest within one {self.what}: {auc:.4f} ({name}, {patches} patches)")
+        for row in self.rates.to_dict("records"):
+            if row["threshold"] == 0.5:
+                told = ", ".join(f"{name} {_rate_text(row, name)}" for name in RATES)
+                lines.append(f"tumour above 0.5: {told}")
+        return "\n".join([*lines, *self._calibration_lines()])
+
+    def _calibration_lines(self):
         found = self.calibration
-        lines.append(
+        lines = [
             f"calibration: Brier score {found.brier:.4f}, expected error"
             f" {found.expected_error:.4f}, slope {found.slope:.2f},"
             f" intercept {found.intercept:+.2f}"
-        )
+        ]
         if self.temperature:
             before, after = self.temperature.before, self.temperature.after
             lines.append(
@@ -92,10 +102,10 @@ class Judgement:
             )
         else:
             lines.append(f"  no temperature: {self.why_no_temperature}")
-        return "\n".join(lines)
+        return lines
 
     def as_dict(self) -> dict:
-        """Return everything but single groups as a dict that JSON can hold."""
+        """Return everything as a dict that JSON can hold."""
         return {
             "groups_are": self.what,
             "auc": self.value,
@@ -106,6 +116,7 @@ class Judgement:
             "without_one_group": list(self.auc.without) if self.auc else None,
             "why_no_interval": self.why_not,
             "why_no_temperature": self.why_no_temperature,
+            "group_aucs": self.group_aucs.astype({"group": str}).to_dict("records"),
             "rates": self.rates.to_dict("records"),
             "calibration": _plain(self.calibration),
             "temperature": self.temperature.value if self.temperature else None,
@@ -197,6 +208,10 @@ def _group_aucs(probabilities, labels, groups):
     ]
     found = pd.DataFrame(rows, columns=["group", "patches", "auc"])
     return found.sort_values("auc", kind="stable", ignore_index=True)
+
+
+def _rate_text(row, name):
+    return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
 
 
 def _interval(interval):

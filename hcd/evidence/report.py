@@ -47,8 +47,7 @@ from .overlap import find_overlaps
 from .page import write_page
 
 PAGE, NUMBERS, MOST_BYTES = "report.html", "report.json", 1 << 24
-WORST = 8  # patches shown
-SPREAD, DRAWS = 5, 100  # patches whose loss is told over so many draws
+WORST, DRAWS = 8, 100  # patches shown, and over how many draws their losses are told
 FEW = 3  # groups whose own AUCs make a figure
 MAPPED = 60  # patches of each label that heatmaps are measured on
 MAPS = (
@@ -180,8 +179,11 @@ def read_predictions(path: Path, column: str, others: Sequence[str] = ()) -> pd.
         table = pd.read_csv(path, dtype={"id": str}, keep_default_na=False)  # an id may be NA
         table = table[["id", *labels, column, *others]].rename(columns={column: "probability"})
         numbers = table.drop(columns="id").astype(float)
-        if not np.isfinite(numbers).all(axis=None) or table["id"].duplicated().any():
-            raise ValueError("a number is not finite, or an id stands twice")
+        finite = np.isfinite(numbers).all(axis=1).to_numpy()
+        if not finite.all():
+            raise ValueError(f"a number of row {finite.argmin() + 2} is not finite")
+        if table["id"].duplicated().any():
+            raise ValueError(f"id {table['id'][table['id'].duplicated()].iloc[0]} stands twice")
         if not numbers["probability"].between(0, 1).all():
             raise ValueError("a probability is outside [0, 1]")
         if (numbers[list(others)] < 0).any(axis=None):
@@ -304,7 +306,7 @@ def _compared(table, colour, groups):
 def _loss_spread(kept):
     """Tell how much of the mean loss the largest make, and what they are over many draws."""
     losses = kept.valid["loss"].to_numpy()
-    worst, total = np.argsort(-losses, kind="stable")[:SPREAD], losses.sum()
+    worst, total = np.argsort(-losses, kind="stable")[:WORST], losses.sum()
     rows = []
     for i in worst:
         drawn = draw_losses(

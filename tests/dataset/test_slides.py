@@ -68,6 +68,8 @@ def test_a_table_that_does_not_fit(cut, tmp_path, refused):
         read_slides(write(path, rows, "id,slide"), dataset)
     with refused(FileNotFoundError, "nowhere.csv"):
         read_slides(tmp_path / "nowhere.csv", dataset)
+    with refused(FileNotFoundError, f"{tmp_path} is a folder", "name another file"):
+        read_slides(tmp_path, dataset)
 
 
 def test_an_own_table_that_does_not_fit_is_left_out_with_a_warning(cut, refused):

@@ -58,6 +58,11 @@ def test_its_parts(predictions):
     record = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert record["groups"] == 60 and record["groups_are"] == "island of tissue"
     assert record["rates"][0]["threshold"] == 0.1
+    assert [row["auc"] for row in record["group_aucs"]] == table["auc"].tolist()
+    assert record["group_aucs"][0]["group"] == str(table["group"][0])
+    text, half = found.text(), clustered_rates(probabilities, labels, group)
+    assert f"one island of tissue: {table['auc'][0]:.4f} ({table['group'][0]}, " in text
+    assert f"tumour above 0.5: sensitivity {half['sensitivity'].value:.3f} (" in text
     low, high = found.auc.interval
     assert found.interval == {"low": low, "high": high, "over": "islands of tissue"}
 

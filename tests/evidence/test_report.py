@@ -53,7 +53,7 @@ def test_the_largest_losses_are_told_over_many_draws(reported, sample):
     folder, numbers = reported
     valid = pd.read_csv(folder / "validation.csv").sort_values("loss", ascending=False)
     rows = numbers["largest_losses"]["patches"]
-    assert [row["id"] for row in rows] == valid["id"][:5].tolist()
+    assert [row["id"] for row in rows] == valid["id"][:8].tolist()
     assert rows[0]["share_of_mean"] == pytest.approx(valid["loss"].max() / valid["loss"].sum())
     bundle = load_bundle(folder / "model")
     drawn = draw_losses(bundle, sample.train_path(rows[0]["id"]), rows[0]["label"])
@@ -103,6 +103,35 @@ def test_the_page_is_whole_and_asks_for_nothing(reported):
     shown = re.sub(r"\s+", " ", page.text)
     assert "15 islands of tissue" in shown and "random split" in shown
     assert not re.search(r"\b(None|nan|inf|Undefined)\b", page.text)
+
+
+def test_tissue_on_both_sides_is_counted(run_folder, cut_slides, tmp_path):
+    """Of a split that parts overlapping patches; one slide of six is set aside as a whole."""
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    dataset, slides = cut_slides(tmp_path / "data")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["data_fingerprint"] = dataset.fingerprint
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    names = dataset.labels["id"].map(slides)
+    aside = set(np.flatnonzero((names == "slide_0") | (np.arange(len(names)) % 3 == 0)).tolist())
+    valid = dataset.labels.iloc[sorted(aside)].reset_index(drop=True)
+    valid["probability"] = np.random.default_rng(0).random(len(valid)).round(3)
+    valid.assign(loss=0.5).to_csv(folder / "validation.csv", index=False)
+    pairs = hcd.find_overlaps(dataset.train_paths, progress=False).pairs.tolist()
+    leaking = {a for pair in pairs for a, b in (pair, pair[::-1]) if a in aside and b not in aside}
+    numbers = write_report(folder, dataset.root, progress=False)
+    leak, judged = numbers["leak"], numbers["validation"]
+    assert 0 < len(leaking) < len(aside) and leak["share"] == len(leaking) / len(aside)
+    shared = np.array([row in leaking for row in sorted(aside)])
+    for name, rows in (("auc_shared", valid[shared]), ("auc_not_shared", valid[~shared])):
+        assert leak[name] == pytest.approx(roc_auc_score(rows["label"], rows["probability"]))
+    of_0 = valid[valid["id"].map(slides) == "slide_0"]
+    assert leak["slide_share"] == 1 - len(of_0) / len(valid)
+    (group,) = judged["group_aucs"]
+    assert (group["group"], group["patches"]) == ("slide_0", len(of_0))
+    assert group["auc"] == pytest.approx(roc_auc_score(of_0["label"], of_0["probability"]))
+    text = Page((folder / "report.html").read_text()).text
+    assert f"{leak['share']:.1%}".replace("%", " %") in text and "also in training" in text
 
 
 def test_slides_are_the_groups_where_they_are_known(run_folder, sample, tmp_path):
@@ -182,9 +211,10 @@ def test_what_cannot_be_reported(run_folder, sample, cut_slides, tmp_path, refus
         "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0,0.5,-1"]),
         "\n".join([ids, *rows[1:], rows[0].split(",")[0] + ",0.5,0.5,1"]),
     ]
-    for content in faults:
+    told = {4: f"id {rows[0].split(',')[0]} stands twice", 7: "row 16 is not finite"}
+    for number, content in enumerate(faults):
         (folder / "validation.csv").write_text(content)
-        with refused(InputError, "validation.csv"):
+        with refused(InputError, "validation.csv", told.get(number, "")):
             write_report(folder)
     (folder / "validation.csv").unlink()
     with refused(FileNotFoundError, "validation.csv is missing", "run it again"):
