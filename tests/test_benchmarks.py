@@ -9,12 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from benchmarks import auc, audit, cold, curve, epoch, gpu, plain, robust, slide, startup
+from benchmarks import auc, audit, cold, curve, epoch, gpu, pcam, plain, robust, slide, startup
 from benchmarks.rows import drawn, require_equal
 
 import hcd
@@ -147,6 +148,23 @@ def test_the_audit_command_finds_what_it_has_cut(capsys):
     count, pairs, time, _, memory = line.strip("| ").split(" | ")
     assert count == "300" and int(pairs.replace(",", "")) > 100
     assert time.endswith(" s") and memory.endswith(" GiB")
+
+
+def test_the_import_command_writes_what_it_has_made_up(capsys):
+    pcam.main(["--patches", "201"])
+    line = capsys.readouterr().out.splitlines()[2]
+    patches, time, rate, memory = line.strip("| ").split(" | ")
+    assert patches == "201" and time.endswith(" s") and int(rate.replace(",", "")) > 0
+    assert memory.endswith(" MiB")
+
+
+def test_the_made_up_files_of_the_import_are_written_slab_by_slab(tmp_path):
+    pcam.write_files(tmp_path / "warm", 20)
+    tracemalloc.start()
+    pcam.write_files(tmp_path / "files", 2500)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2.5 * pcam.AT_ONCE * 96 * 96 * 3
 
 
 @pytest.mark.long
