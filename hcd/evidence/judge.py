@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..errors import InputError
 from .calibration import Calibration, Temperature, calibration, fit_temperature
@@ -17,6 +17,7 @@ THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NO_SPREAD = " (no two patches stand the wrong way round, so it tells nothing)"
 RATES = ("sensitivity", "specificity", "accuracy")
 LEAST = 10  # patches of a group whose own AUC is told
+CURVE = 201  # points of a ROC curve, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,10 @@ class Judgement:
             there is but one patch of a label.
         group_aucs: DataFrame, columns group, patches and auc, of the groups with ten patches or
             more and both labels, the lowest AUC first.
+        roc: DataFrame, columns false_positive_rate, true_positive_rate and threshold, from which on
+            a probability counts as tumour: the corners of the ROC curve from (0, 0), with a
+            threshold of 2 that none reaches, to (1, 1); of more than 201 corners so many, evenly
+            spread along the curve.
         rates: DataFrame, columns threshold, and for accuracy, sensitivity and specificity the
             share, low and high; empty where auc is None.
         calibration: Calibration. temperature: Temperature, fitted on one half of the groups and
@@ -44,6 +49,7 @@ class Judgement:
     auc: ClusteredAUC | None
     patch_auc: ClusteredAUC | None
     group_aucs: pd.DataFrame
+    roc: pd.DataFrame
     rates: pd.DataFrame
     calibration: Calibration
     temperature: Temperature | None
@@ -117,6 +123,7 @@ class Judgement:
             "why_no_interval": self.why_not,
             "why_no_temperature": self.why_no_temperature,
             "group_aucs": self.group_aucs.astype({"group": str}).to_dict("records"),
+            "roc": self.roc.to_dict("list"),
             "rates": self.rates.to_dict("records"),
             "calibration": _plain(self.calibration),
             "temperature": self.temperature.value if self.temperature else None,
@@ -173,6 +180,7 @@ def judge_predictions(
         auc,
         patch_auc,
         table,
+        _roc(probabilities, labels),
         rates,
         measured,
         temperature,
@@ -208,6 +216,17 @@ def _group_aucs(probabilities, labels, groups):
     ]
     found = pd.DataFrame(rows, columns=["group", "patches", "auc"])
     return found.sort_values("auc", kind="stable", ignore_index=True)
+
+
+def _roc(probabilities, labels):
+    falsely, truly, thresholds = roc_curve(labels, probabilities)
+    thresholds[0] = 2  # infinity is no JSON
+    columns = {"false_positive_rate": falsely, "true_positive_rate": truly, "threshold": thresholds}
+    curve, along = pd.DataFrame(columns), falsely + truly  # rises from 0 to 2
+    if len(curve) <= CURVE:
+        return curve
+    chosen = np.unique(np.searchsorted(along, np.linspace(0, 2, CURVE)))
+    return curve.iloc[chosen].reset_index(drop=True)
 
 
 def _rate_text(row, name):

@@ -87,7 +87,8 @@ def write_report(
             folder. Without one, groups are islands of patches that show the same tissue.
         progress: show bars.
     Returns:
-        the numbers, as they stand in report.json.
+        the numbers, as they stand in report.json: validation and test (None without answers to it)
+        hold a Judgement's, points of the ROC curve among them.
     Raises:
         FileNotFoundError, InputError: no finished run, one that has kept no predictions, or another
         data set; nothing is written then.

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
+from sklearn.metrics import auc as area_below
 from sklearn.metrics import roc_auc_score
 
 from hcd import (
@@ -65,6 +66,22 @@ def test_its_parts(predictions):
     assert f"tumour above 0.5: sensitivity {half['sensitivity'].value:.3f} (" in text
     low, high = found.auc.interval
     assert found.interval == {"low": low, "high": high, "over": "islands of tissue"}
+
+
+def test_the_roc_curve_is_thinned_and_keeps_its_ends_and_its_area(predictions):
+    probabilities, labels, group = predictions
+    for rows, slack in ((slice(None, None, 20), 1e-12), (slice(None), 1e-3)):
+        found = judge_predictions(probabilities[rows], labels[rows], group[rows])
+        roc = json.loads(json.dumps(found.as_dict()["roc"], allow_nan=False))
+        falsely, truly, thresholds = roc.values()
+        assert list(roc) == ["false_positive_rate", "true_positive_rate", "threshold"]
+        assert len(falsely) == len(truly) == len(thresholds) <= 201
+        assert (falsely[0], truly[0], falsely[-1], truly[-1]) == (0, 0, 1, 1)
+        assert area_below(falsely, truly) == pytest.approx(found.value, abs=slack)
+        tumour = probabilities[rows][:, None] >= thresholds
+        for label, rates in ((0, falsely), (1, truly)):
+            assert np.allclose(tumour[labels[rows] == label].mean(0), rates)
+    assert len(falsely) > 150  # of some hundreds
 
 
 def test_what_cannot_be_told_is_left_out_and_said(predictions):

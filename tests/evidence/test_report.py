@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pages import Page
+from sklearn.metrics import auc as area_below
 from sklearn.metrics import roc_auc_score
 
 import hcd
@@ -38,6 +39,10 @@ def test_numbers_are_those_of_the_parts(reported, sample):
     )
     assert numbers["validation"]["interval_over_groups"] == list(judged.auc.interval)
     assert numbers["leak"]["share"] == 0 and numbers["leak"]["islands"] == 60
+    for side in ("validation", "test"):
+        roc = numbers[side]["roc"]
+        area = area_below(roc["false_positive_rate"], roc["true_positive_rate"])
+        assert area == pytest.approx(numbers[side]["auc"]) and roc["threshold"][0] > 1
     train = sample.labels[~sample.labels["id"].isin(valid["id"])]
     colour = hcd.colour_baseline(
         [sample.train_path(name) for name in train["id"]],
