@@ -16,7 +16,7 @@ from pathlib import Path
 from . import __version__
 from .errors import InputError
 from .recipe import Recipe
-from .terminal import is_unread, stop_printing, tell, tell_launcher
+from .terminal import is_unread, stop_printing, tell, tell_launcher, tell_warnings
 
 REPORT = "please report it with the lines above and the command that you gave"
 
@@ -46,7 +46,8 @@ def _call(arguments):
     options = _parser().parse_args(arguments)
     try:
         _refuse_empty(options)
-        return options.command(options)
+        with tell_warnings():
+            return options.command(options)
     except (InputError, OSError) as error:
         if isinstance(error, BrokenPipeError) and is_unread():
             raise

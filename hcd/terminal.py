@@ -5,7 +5,10 @@ import os
 import select
 import sys
 import time
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 def printable(text: str) -> str:
@@ -24,6 +27,24 @@ def _escaped(sign):
 def tell(error: object) -> None:
     """Print what went wrong on one line, whatever a library wrote."""
     print(f"hcd: {_line(error)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def tell_warnings() -> Iterator[None]:
+    """Print what hcd itself warns of as `tell` does; a library's warnings keep file and line."""
+    show = warnings.showwarning
+
+    def shown(message, category, filename, *rest):
+        if category is UserWarning and Path(__file__).parent in Path(filename).parents:
+            tell(message)
+        else:
+            show(message, category, filename, *rest)
+
+    warnings.showwarning = shown
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def tell_launcher(error: object) -> None:

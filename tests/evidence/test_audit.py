@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -93,6 +94,18 @@ def test_the_command_line(cut, sample, capsys):
     assert main(["audit", str(sample.root), "--slides", str(cut[0].root / "slides.csv")]) == 2
     assert "is none of" in capsys.readouterr().err
     assert main(["audit", str(sample.root / "nowhere")]) == 2
+
+
+@pytest.mark.filterwarnings("default:slides are not told apart")
+def test_an_own_table_that_does_not_fit_is_told_on_one_line(copy_of_sample, capsys):
+    (copy_of_sample / "slides.csv").write_text("id,wsi\nother,slide_1\n")
+    assert main(["audit", str(copy_of_sample)]) == 0
+    told = [line for line in capsys.readouterr().err.split("\n") if "slide" in line]
+    place = copy_of_sample / "slides.csv"
+    assert len(told) == 1 and told[0].startswith(
+        f"hcd: slides are not told apart: {place}: id other"
+    )
+    assert warnings.showwarning.__module__ == "warnings"  # a library's are shown as before
 
 
 def test_equal_patches_are_counted_apart(copy_of_sample):
