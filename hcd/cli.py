@@ -166,7 +166,8 @@ def check(options) -> int:
 
 
 def audit(options) -> int:
-    """Print how much tissue patches share; 0 when none do, 1 otherwise."""
+    """Print how much tissue patches share; 0 when none do, 1 otherwise, as when training and test
+    share slides."""
     from .evidence.audit import audit_dataset
 
     side = options.original_size

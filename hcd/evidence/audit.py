@@ -45,8 +45,9 @@ class AuditReport:
 
     @property
     def clean(self) -> bool:
-        """True when no patch shares tissue with another one."""
-        return not any(self.pairs.values()) and not any(self.copies.values())
+        """True when no patch shares tissue with another one, and no slide has labelled patches and
+        test patches."""
+        return not self._shares_tissue() and not self._shared_slides()
 
     def as_dict(self) -> dict:
         """Return everything as a dict that JSON can hold."""
@@ -83,11 +84,22 @@ class AuditReport:
             lines += _slide_lines(self.slides)
         return "\n".join([*lines, self._verdict()])
 
+    def _shares_tissue(self):
+        return any(self.pairs.values()) or any(self.copies.values())
+
+    def _shared_slides(self):
+        return self.slides["both"] if self.slides else 0
+
     def _verdict(self):
-        if self.clean:
-            return "no patch shares tissue with another one on a grid of 16 px"
         if self.pairs["across"] or self.copies["across"]:
             return "training and test share tissue, so no AUC on this test set can be believed"
+        if self._shared_slides():
+            return (
+                f"training and test share {self._shared_slides():,} slide(s), so an AUC on this"
+                " test set says nothing of slides never seen"
+            )
+        if not self._shares_tissue():
+            return "no patch shares tissue with another one on a grid of 16 px"
         if not self.leaked_share:
             return "only test patches share tissue with each other"
         return "a random split flatters the validation AUC; take --split islands or slides"

@@ -74,6 +74,26 @@ def test_tissue_on_both_sides_of_train_and_test_is_the_verdict(cut_slides, tmp_p
     assert report.text().splitlines()[-1].startswith("training and test share tissue")
 
 
+def test_slides_on_both_sides_of_train_and_test_are_found_and_said(sample, tmp_path, capsys):
+    ids = [*sample.labels["id"], *sample.test_ids]  # 60 and 12 without an overlap
+    for shared, clean in ((2, 1), (0, 0)):
+        names = [f"slide_{n % 6 if n < 60 else 6 - shared + n % 3}" for n in range(len(ids))]
+        table = tmp_path / "map.csv"
+        rows = [f"{name},{slide}" for name, slide in zip(ids, names)]
+        table.write_text("\n".join(["id,wsi", *rows, ""]))
+        assert main(["audit", str(sample.root), "--slides", str(table), "--json"]) == clean
+        report = json.loads(capsys.readouterr().out)
+        assert report["slides"]["both"] == shared and report["clean"] is not bool(shared)
+        assert main(["audit", str(sample.root), "--slides", str(table)]) == clean
+        verdict = capsys.readouterr().out.splitlines()[-1]
+        assert verdict == (
+            "training and test share 2 slide(s), so an AUC on this test set says nothing of slides"
+            " never seen"
+            if shared
+            else "no patch shares tissue with another one on a grid of 16 px"
+        )
+
+
 def test_a_pack_gives_the_same(cut, tmp_path):
     root = shutil.copytree(cut[0].root, tmp_path / "data")
     hcd.pack_dataset(root, progress=False)
