@@ -182,11 +182,16 @@ def report(options) -> int:
     from .evidence.report import write_report
 
     numbers = write_report(options.run, options.data, options.slides)
-    if options.calibrate:
-        _calibrate(Path(options.run), numbers["validation"]["temperature"])
     if options.json:
         print(json.dumps(numbers, indent=1))
-        return 0
+    else:
+        _tell_report(numbers, Path(options.run) / "report.html")
+    if options.calibrate:
+        _calibrate(Path(options.run), numbers["validation"]["temperature"])
+    return 0
+
+
+def _tell_report(numbers, page):
     for name in ("validation", "test"):
         side = numbers[name]
         if side:
@@ -194,8 +199,7 @@ def report(options) -> int:
             shown = f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
             print(f"{name} AUC {side['auc']:.4f}{shown}, colour alone {side['colour_auc']:.4f}")
     print(f"{numbers['leak']['share']:.1%} of the validation patches show tissue of training")
-    print(Path(options.run) / "report.html")
-    return 0
+    print(page)
 
 
 def _calibrate(folder, temperature):

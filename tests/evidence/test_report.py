@@ -194,6 +194,21 @@ def test_the_command_line(run_folder, sample, tmp_path, capsys):
     assert found == pytest.approx(hcd.with_temperature([plain], temperature)[0], abs=1e-6)
 
 
+def test_without_a_temperature_the_report_is_told_before_the_refusal(
+    run_folder, sample, tmp_path, capsys
+):
+    """All patches are of one slide, which has no halves."""
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    rows = [f"{name},one" for name in [*sample.labels["id"], *sample.test_ids]]
+    (tmp_path / "map.csv").write_text("\n".join(["id,wsi", *rows, ""]))
+    assert main(["report", str(folder), "--slides", str(tmp_path / "map.csv"), "--calibrate"]) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith("validation AUC ")
+    assert told.out.splitlines()[-1] == str(folder / "report.html")
+    assert told.err.splitlines()[-1].startswith("hcd: no temperature could be fitted")
+    assert load_bundle(folder / "model").card["temperature"] is None
+
+
 def test_what_cannot_be_reported(run_folder, sample, cut_slides, tmp_path, refused):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     other, _ = cut_slides(tmp_path / "other")
