@@ -209,6 +209,15 @@ def test_without_a_temperature_the_report_is_told_before_the_refusal(
     assert load_bundle(folder / "model").card["temperature"] is None
 
 
+def test_a_pack_alone_gives_the_same_report(reported, run_folder, packed_root, tmp_path):
+    """The files that it was packed from are gone."""
+    root = shutil.copytree(packed_root, tmp_path / "data")
+    shutil.rmtree(root / "train")
+    shutil.rmtree(root / "test")
+    folder = shutil.copytree(run_folder, tmp_path / reported[0].name)
+    assert write_report(folder, root, progress=False) == reported[1]
+
+
 def test_what_cannot_be_reported(run_folder, sample, cut_slides, tmp_path, refused):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     other, _ = cut_slides(tmp_path / "other")
