@@ -143,8 +143,8 @@ def test_a_quoted_field_over_many_lines_is_not_endless(tmp_path, refused):
 
 
 def test_a_missing_table_or_a_folder_in_its_place(tmp_path, refused):
-    for path in (tmp_path / "a.csv", tmp_path):
-        with refused(FileNotFoundError, path, "is missing", "train_labels.csv"):
+    for path, fault in ((tmp_path / "a.csv", "is missing"), (tmp_path, "is a folder")):
+        with refused(FileNotFoundError, path, fault, "train_labels.csv"):
             read_table(path)
 
 
