@@ -13,7 +13,7 @@ from typing import Any
 NAME = "events.jsonl"
 RUN = "HCD_RUN"  # the folder of the run that a process belongs to, set by the command
 TORN: set[str] = set()  # files whose last line this process could not write whole
-APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT
 APPENDING |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -29,16 +29,24 @@ def append(folder, kind: str, **fields: Any) -> None:
     event = {"event": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}
     line = json.dumps(event).encode() + b"\n"
     path = Path(folder) / NAME
-    if kind == "attempt" or str(path) in TORN:
-        line = b"\n" + line  # ends what a kill or a full disk has torn
     descriptor = os.open(path, APPENDING, 0o666)
     try:
+        if (kind == "attempt" or str(path) in TORN) and not _ends_with_a_line(descriptor):
+            line = b"\n" + line  # ends what a kill or a full disk has torn
         TORN.discard(str(path))
         if os.write(descriptor, line) < len(line):
             TORN.add(str(path))
             raise OSError(f"{path} has no space left for an event; free space, then go on")
     finally:
         os.close(descriptor)
+
+
+def _ends_with_a_line(descriptor):
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    if not size:
+        return True
+    os.lseek(descriptor, size - 1, os.SEEK_SET)
+    return os.read(descriptor, 1) == b"\n"
 
 
 def tell(kind: str, **fields: Any) -> None:

@@ -1,5 +1,6 @@
 """Every event that was written whole is read once and in order, whatever lies around it."""
 
+import json
 import os
 import resource
 import subprocess
@@ -40,6 +41,14 @@ def test_an_event_is_one_json_object_on_one_line(tmp_path):
     assert first.pop("time")[:2] == "20"
     assert first == {"event": "step", "text": "one", "count": 3, "more": {"a": [1.5, None]}}
     assert (second["event"], second["text"]) == ("step", "two")
+
+
+def test_several_attempts_leave_no_line_that_is_no_json(tmp_path):
+    for text in "one", "two":
+        append(tmp_path, "attempt", text=text)
+        append(tmp_path, "step", text=text)
+    lines = (tmp_path / NAME).read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["one", "one", "two", "two"]
 
 
 @pytest.mark.parametrize("text", ODD)
