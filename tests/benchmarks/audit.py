@@ -37,7 +37,7 @@ def main(arguments=None):
         with tempfile.TemporaryDirectory(prefix="hcd-audit-") as folder:
             write_patches(Path(folder), count)
             start = time.perf_counter()
-            report, memory = audit(folder)
+            report, memory = run_measured("audit", folder)
             seconds = time.perf_counter() - start
             print(
                 f"| {count:,} | {report['pairs']['labelled']:,} | {seconds:.1f} s"
@@ -62,15 +62,15 @@ def write_patches(root, count):
     (root / "train_labels.csv").write_text("".join(["id,label\n", *rows]))
 
 
-def audit(root):
-    """Run the command on a folder; return its report and the most memory that it had, in bytes."""
-    command = [sys.executable, "-m", "hcd.cli", "audit", str(root), "--json"]
+def run_measured(*arguments):
+    """Run a command of hcd with --json; return its answer and the most memory it had, in bytes."""
+    command = [sys.executable, "-m", "hcd.cli", *map(str, arguments), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with process.stdout:
-        report = json.loads(process.stdout.read())
+        answer = json.loads(process.stdout.read())
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
-    return report, usage.ru_maxrss * 1024
+    return answer, usage.ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ in the temporary folder. They have just been written, so the cache holds them.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import h5py
 import numpy as np
+
+from .audit import run_measured
 
 AT_ONCE = 500  # patches in this process's memory, which Linux counts as the next process's as well
 HEADER = "| patches | time | patches/s | most memory |\n|---|---|---|---|"
@@ -36,8 +34,9 @@ def main(arguments=None):
             source = Path(folder, "pcam")
             write_files(source, count)
             start = time.perf_counter()
-            written, memory = import_files(source, Path(folder, "data"))
+            answer, memory = run_measured("import", "pcam", source, Path(folder, "data"))
             seconds = time.perf_counter() - start
+            written = answer["counts"]["train"] + answer["counts"]["test"]
             print(
                 f"| {written:,} | {seconds:.1f} s | {written / seconds:,.0f}"
                 f" | {memory / 2**20:.0f} MiB |",
@@ -69,19 +68,6 @@ def write_files(source, count):
         slides = [f"camelyon16_{kind}_{row // 1000:03}" for row in range(rows)]
         lines = [f"{row % 2 == 1},{slide}\n" for row, slide in enumerate(slides)]
         Path(f"{place}meta.csv").write_text("".join(["center_tumor_patch,wsi\n", *lines]))
-
-
-def import_files(source, folder):
-    """Run the command; return how many patches it has written, and the most memory that it had, in
-    bytes."""
-    command = [sys.executable, "-m", "hcd.cli", "import", "pcam", str(source), str(folder)]
-    command.append("--json")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    with process.stdout:
-        counts = json.loads(process.stdout.read())["counts"]
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
-    return counts["train"] + counts["test"], usage.ru_maxrss * 1024
 
 
 if __name__ == "__main__":
